@@ -1,0 +1,148 @@
+"""config -> metrics, the same for every strategy: extract, calibrate, fold, measure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qnas.costs import sample_costs
+from qnas.data import Data, Split, batches
+from qnas.nn.subnet import Subnet
+from qnas.nn.supernet import Supernet
+from qnas.protocols import Calibrator, CostModel, Task
+from qnas.space import Value
+
+
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """What besides the subnet decides a measurement.
+
+    Attributes:
+        calibration_images: from the training split.
+        calibration_batch: images a batch; statistics are averaged over batches.
+        batch_size: of the measurement; changes nothing but speed.
+        precision: of the computation.
+        stage: the training stage whose weights are judged.
+    """
+
+    calibration_images: int = 500
+    calibration_batch: int = 100
+    batch_size: int = 256
+    precision: str = "float32"
+    stage: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One subnet on one split.
+
+    Attributes:
+        metrics: the task's metric as a fraction, and every cost.
+        correct: ``[N]`` booleans: which images were answered right.
+    """
+
+    metrics: dict[str, float]
+    correct: np.ndarray  # type: ignore[type-arg]
+
+    def packed(self) -> bytes:
+        """Return the correctness of each image as bits."""
+        return np.packbits(self.correct).tobytes()
+
+
+class Evaluator:
+    """Judges subnets of one trained supernet, which it never changes.
+
+    Args:
+        supernet: in ``quantize`` mode (or ``float``).
+        data: splits and pixel grid.
+        task: what counts as right.
+        calibrators: run in order for each subnet.
+        costs: cost models by name.
+        settings: see there.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: Data,
+        task: Task,
+        calibrators: Sequence[Calibrator],
+        costs: Mapping[str, CostModel],
+        settings: EvaluatorSettings,
+    ) -> None:
+        self.supernet = supernet
+        self.data = data
+        self.task = task
+        self.calibrators = tuple(calibrators)
+        self.costs = dict(costs)
+        self.settings = settings
+        self._calibration = data.train.subset(settings.calibration_images, settings.seed, "calibration")
+        self._sized: dict[tuple[str, int], list[Tensor]] = {}
+        self._digest: str | None = None
+
+    def digest(self) -> str:
+        """Return the digest of the supernet's weights and mode."""
+        if self._digest is None:
+            digest = hashlib.sha256(self.supernet.mode.encode())
+            for name, tensor in sorted(self.supernet.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def cache_key(self, sample: Mapping[str, Value], split: str) -> str:
+        """Return the name of a measurement: equal names, equal results."""
+        settings = self.settings
+        parts = {
+            "config": self.supernet.space.key(sample),
+            "supernet": self.digest(),
+            "stage": settings.stage,
+            "calibrators": [[c.name, dict(c.settings)] for c in self.calibrators],
+            "calibration": [settings.calibration_images, settings.calibration_batch, settings.seed],
+            "split": split,
+            "precision": settings.precision,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def subnet(self, sample: Mapping[str, Value]) -> Subnet:
+        """Return the subnet as it is judged and deployed: extracted, calibrated, folded."""
+        subnet = self.supernet.extract(sample)
+        subnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for calibrator in self.calibrators:
+            calibrator.calibrate(subnet, self._batches("calibration", self._calibration, subnet.resolution))
+        return subnet.fold()
+
+    def _batches(self, name: str, split: Split, size: int) -> list[Tensor]:
+        """Return a split's batches at one resolution, made once."""
+        key = (name, size)
+        if key not in self._sized:
+            calibration = name == "calibration"
+            step = self.settings.calibration_batch if calibration else self.settings.batch_size
+            self._sized[key] = list(batches(split, self.data.pixels, size, step, whole=calibration))
+        return self._sized[key]
+
+    def evaluate(self, sample: Mapping[str, Value], split: str = "search") -> Evaluation:
+        """Judge one subnet on a split (``search`` for selection, ``test`` for reports only)."""
+        return self.measure(self.subnet(sample), split)
+
+    def measure(self, subnet: Subnet, split: str) -> Evaluation:
+        """Measure a folded subnet on a split."""
+        part = self.data.split(split)
+        outputs = self.outputs(subnet, split)
+        correct = self.task.correct(outputs, part.labels).numpy()
+        metrics: dict[str, float] = {self.task.metric: float(correct.mean())}
+        metrics.update(sample_costs(self.supernet.space, self.costs, subnet.sample))
+        return Evaluation(metrics, correct)
+
+    def outputs(self, subnet: Subnet, split: str) -> Tensor:
+        """Return a folded subnet's outputs on a split, ``[N, classes]``."""
+        with torch.inference_mode():
+            images = self._batches(split, self.data.split(split), subnet.resolution)
+            return torch.cat([subnet(batch) for batch in images])

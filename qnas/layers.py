@@ -1,0 +1,48 @@
+"""What a cost model sees of a layer. No torch, no numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT_BITS = 32  # the bit-width that stands for "left in float"
+BIAS_BYTES = 4  # an int32 code, or a float32 value in a float layer
+SCALE_BYTES = 4  # float32
+GRID_BYTES = SCALE_BYTES + 1  # a scale and a zero point of one byte
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of one subnet, as costs, reports and the supernet's activation see it.
+
+    Attributes:
+        name: the site's name, for example ``stage1.block2.depthwise``.
+        kind: ``conv``, ``linear``, or ``quantize`` (a tensor that is only put on a grid, such as a sum).
+        in_channels, out_channels: active channels; a depthwise convolution has ``groups == in_channels``.
+        kernel_size, stride: of a square kernel; 1 for the other kinds.
+        out_size: height and width of the (square) output, in pixels.
+        w_bits: bit-width of the weights; :data:`FLOAT_BITS` where they stay in float.
+        a_bits: bit-width of the input activations (of the tensor itself for ``quantize``), likewise.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    out_size: int = 1
+    w_bits: int = FLOAT_BITS
+    a_bits: int = FLOAT_BITS
+
+    @property
+    def num_weights(self) -> int:
+        """Number of active weights, without biases."""
+        if self.kind == "quantize":
+            return 0
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel_size**2
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image."""
+        return self.num_weights * self.out_size**2

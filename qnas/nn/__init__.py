@@ -1,0 +1,1 @@
+"""Elastic and quantized layers, batch normalisation, the supernet and the subnets extracted from it."""

@@ -1,0 +1,217 @@
+"""Sites where activations are put on a grid, and the float operations between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from qnas.errors import ExportError
+from qnas.layers import LayerSpec
+from qnas.nn.grid import AffineGrid, Grid
+from qnas.nn.quantizer import Quantizer, QuantizerSite, SiteContext
+
+if TYPE_CHECKING:
+    from qnas.space import Value
+
+MODES = ("float", "start", "quantize")
+
+
+class ActivationSite(nn.Module):
+    """An activation function (none or ReLU) followed by a quantizer.
+
+    Args:
+        name: the site whose layer description gives the bit-width (``a_bits``).
+        quantizer: quantizes the tensor.
+        relu: whether a ReLU comes first. It is left out where the quantizer cuts at zero anyway.
+        passthrough_bits: the tensor arrives on a grid of so many bits; a site that wants no fewer passes it on as it
+            is, so that the integer graph needs no operator there.
+    """
+
+    def __init__(
+        self, name: str, quantizer: Quantizer, *, relu: bool = False, passthrough_bits: int | None = None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.quantizer = quantizer
+        self.relu = relu
+        self.passthrough_bits = passthrough_bits
+        self.mode = "float"
+        self.spec: LayerSpec | None = None
+        self.values: Mapping[str, Value] = {}
+
+    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+        """Take up the active subnet's description of this site."""
+        self.spec = specs.get(self.name)
+        self.values = values.get(self.name, {})
+
+    @property
+    def active(self) -> bool:
+        """Whether the active subnet has this site."""
+        return self.spec is not None
+
+    def _context(self, channels: int) -> SiteContext:
+        assert self.spec is not None, f"site {self.name} is not active"
+        return SiteContext(self.spec.a_bits, channels, self.values)
+
+    @property
+    def _passes(self) -> bool:
+        assert self.spec is not None, f"site {self.name} is not active"
+        return self.passthrough_bits is not None and self.spec.a_bits >= self.passthrough_bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize ``[N, C, ...]``, or only apply the activation function in float mode."""
+        if self.mode == "float" or (self._passes and self.mode != "start"):
+            return F.relu(x) if self.relu else x
+        ctx = self._context(x.shape[1])
+        if self.mode == "start":
+            x = F.relu(x) if self.relu else x
+            self.quantizer.start(x, ctx)
+            return x if self._passes else self.quantizer(x, ctx)
+        if self.relu and not self.quantizer.absorbs_relu:
+            x = F.relu(x)
+        return self.quantizer(x, ctx)
+
+    def extract(self) -> GridQuantize | None:
+        """Return the static twin for the active subnet; ``None`` where the tensor passes as it is."""
+        if self._passes:
+            return None
+        assert self.spec is not None
+        grid = self.quantizer.export(self._context(self.spec.in_channels))
+        return GridQuantize(self.name, grid, relu=self.relu)
+
+
+class FixedGrid(Quantizer):
+    """Quantizes to a grid that is known beforehand, such as that of 8-bit images; nothing is learned."""
+
+    roles = frozenset({"activation"})
+
+    def __init__(self, site: QuantizerSite, grid: AffineGrid) -> None:
+        super().__init__(site)
+        self.register_buffer("scale", grid.scale.clone())
+        self.grid = grid
+
+    def start(self, x: Tensor, ctx: SiteContext) -> None:
+        """Do nothing: the grid is given."""
+
+    def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
+        """Round to the grid; no gradient is wanted by the images."""
+        return self.export(ctx).quantize(x)
+
+    def export(self, ctx: SiteContext) -> AffineGrid:
+        """Return the given grid."""
+        return AffineGrid(self.scale, self.grid.zero_point, self.grid.qmin, self.grid.qmax)
+
+
+class GridQuantize(nn.Module):
+    """The static twin of an activation site: a grid, with no parameters left to train.
+
+    Args:
+        name: the site's; that of the layer whose input it is, ``layer.out`` for an output.
+        grid: per tensor.
+        relu: whether a ReLU comes first.
+    """
+
+    def __init__(self, name: str, grid: Grid, *, relu: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.grid = grid
+        self.relu = relu
+        if isinstance(grid, AffineGrid):
+            if grid.axis is not None:
+                raise ExportError(
+                    "An activation grid with one scale a channel cannot be executed by integer kernels. "
+                    "Quantize activations per tensor."
+                )
+            self.scale = float(grid.scale)
+            self.low = float(grid.qmin - grid.zero_point)
+            self.high = float(grid.qmax - grid.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round ``x`` to the grid, after a ReLU if there is one."""
+        if not isinstance(self.grid, AffineGrid):
+            return self.grid.quantize(F.relu(x) if self.relu else x)
+        if self.relu and self.low < 0:
+            x = F.relu(x)
+        return torch.div(x, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
+
+
+class HardSwish(nn.Module):
+    """``x * relu6(x + 3) / 6`` (MobileNetV3, Sec. 5.2); a float operation in deployed graphs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return h-swish of ``x``, the same shape."""
+        return F.hardswish(x)
+
+
+class GlobalPool(nn.Module):
+    """Mean over height and width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, C, 1, 1]`` of ``[N, C, H, W]``."""
+        return x.mean((2, 3), keepdim=True)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention of MobileNetV3 over a prefix of the channels, in float: its cost is tiny, its range is not.
+
+    Args:
+        name: sites ``name.reduce`` and ``name.expand`` give the active channels.
+        channels, hidden: the largest numbers.
+    """
+
+    def __init__(self, name: str, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.name = name
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.spec: LayerSpec | None = None
+
+    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+        """Take up the active subnet's channels."""
+        self.spec = specs.get(f"{self.name}.reduce")
+
+    def _active(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        assert self.spec is not None, f"{self.name} is not active"
+        c, h = self.spec.in_channels, self.spec.out_channels
+        assert self.reduce.bias is not None
+        assert self.expand.bias is not None
+        return self.reduce.weight[:h, :c], self.reduce.bias[:h], self.expand.weight[:c, :h], self.expand.bias[:c]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of ``[N, C, H, W]`` by a factor in [0, 1]."""
+        w1, b1, w2, b2 = self._active()
+        return squeeze_excite(x, w1, b1, w2, b2)
+
+    def extract(self) -> FloatSqueezeExcite:
+        """Return the static twin for the active channels."""
+        return FloatSqueezeExcite(*self._active())
+
+
+class FloatSqueezeExcite(nn.Module):
+    """The static twin of :class:`SqueezeExcite`."""
+
+    def __init__(self, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> None:
+        super().__init__()
+        for name, value in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+            assert value is not None
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of ``[N, C, H, W]`` by a factor in [0, 1]."""
+        return squeeze_excite(x, self.w1, self.b1, self.w2, self.b2)  # type: ignore[arg-type]
+
+
+def squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    """Return ``x * hardsigmoid(W2 relu(W1 mean(x)))``.
+
+    Args:
+        x: ``[N, C, H, W]``.
+        w1, b1: ``[H, C, 1, 1]`` and ``[H]``.
+        w2, b2: ``[C, H, 1, 1]`` and ``[C]``.
+    """
+    pooled = x.mean((2, 3), keepdim=True)
+    return x * F.hardsigmoid(F.conv2d(F.relu(F.conv2d(pooled, w1, b1)), w2, b2))

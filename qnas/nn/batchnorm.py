@@ -1,0 +1,112 @@
+"""Batch normalisation of elastic layers: sliced parameters, banks keyed by knobs, recalibration of subnets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+EPS = 1e-5
+MOMENTUM = 0.1
+
+
+class ElasticBatchNorm(nn.Module):
+    """Batch normalisation over a prefix of the channels, with one bank of parameters and statistics a key.
+
+    A bank is chosen by the value of any knob (a quantizer's branch, a bit-width); without one there is a single bank.
+    In training the current batch's statistics are used; the running ones are kept for folding policies that want
+    them. A subnet is never judged with them: it is recalibrated.
+
+    Args:
+        channels: the largest number of channels.
+        banks: keys of the banks.
+    """
+
+    def __init__(self, channels: int, banks: Iterable[str] = ("",)) -> None:
+        super().__init__()
+        self.channels = channels
+        self.banks = tuple(banks)
+        self.bank = self.banks[0]
+        self.weights = nn.ParameterList([nn.Parameter(torch.ones(channels)) for _ in self.banks])
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(channels)) for _ in self.banks])
+        for i in range(len(self.banks)):
+            self.register_buffer(f"mean{i}", torch.zeros(channels))
+            self.register_buffer(f"var{i}", torch.ones(channels))
+
+    def select(self, bank: str) -> None:
+        """Make ``bank`` the active one."""
+        if bank not in self.banks:
+            raise KeyError(f"no batch normalisation bank {bank!r}; there are {list(self.banks)}")
+        self.bank = bank
+
+    def parameters_of(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Return gamma and beta of the active bank, ``[channels]`` each."""
+        i = self.banks.index(self.bank)
+        return self.weights[i][:channels], self.biases[i][:channels]
+
+    def running(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Return the running mean and variance of the active bank, ``[channels]`` each; views."""
+        i = self.banks.index(self.bank)
+        return getattr(self, f"mean{i}")[:channels], getattr(self, f"var{i}")[:channels]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[N, C, H, W]`` with ``C`` at most ``channels``, by its own statistics when training."""
+        gamma, beta = self.parameters_of(x.shape[1])
+        mean, var = self.running(x.shape[1])
+        return F.batch_norm(x, mean, var, gamma, beta, self.training, MOMENTUM, EPS)
+
+    def extract(self, channels: int) -> nn.BatchNorm2d:
+        """Return a plain batch normalisation of the active bank and a prefix of the channels."""
+        plain = nn.BatchNorm2d(channels, eps=EPS, momentum=None)
+        gamma, beta = self.parameters_of(channels)
+        mean, var = self.running(channels)
+        with torch.no_grad():
+            plain.weight.copy_(gamma)
+            plain.bias.copy_(beta)
+            plain.running_mean.copy_(mean)  # type: ignore[union-attr]
+            plain.running_var.copy_(var)  # type: ignore[union-attr]
+        return plain
+
+
+class _Count:
+    """Number of values a channel that one batch normalisation saw in a batch."""
+
+    def __init__(self) -> None:
+        self.values = 0
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.values = inputs[0].numel() // inputs[0].shape[1]
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the statistics of every ``BatchNorm2d`` by the average over the given batches.
+
+    Native batch normalisation in training mode with ``momentum=None`` averages the batch means and the unbiased batch
+    variances; the variances are then turned into the biased ones that training normalised with. Batches must be of
+    one size, so that each counts the same.
+
+    Args:
+        model: a static model; changed in place and left in evaluation mode.
+        batches: ``[N, C, H, W]`` each.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    counts = [_Count() for _ in norms]
+    hooks = [norm.register_forward_pre_hook(count) for norm, count in zip(norms, counts, strict=True)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        with torch.inference_mode():
+            for images in batches:
+                model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.no_grad():
+        for norm, count in zip(norms, counts, strict=True):
+            if count.values and norm.running_var is not None:
+                norm.running_var.mul_((count.values - 1) / count.values)
+    model.eval()

@@ -1,0 +1,159 @@
+"""The elastic layer: largest weights, sliced by the active subnet, quantized, convolved, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from qnas.layers import LayerSpec
+from qnas.nn.activation import ActivationSite
+from qnas.nn.batchnorm import ElasticBatchNorm
+from qnas.nn.folding import FoldingPolicy, NoFolding
+from qnas.nn.quantizer import Quantizer, SiteContext
+
+if TYPE_CHECKING:
+    from qnas.nn.subnet import SubnetLayer
+    from qnas.space import Value
+
+
+class ElasticConv(nn.Module):
+    """Input site, convolution or linear layer, batch normalisation, output site; each but the middle optional.
+
+    The weights of smaller widths are prefixes of the largest ones. Smaller kernels are the centre of the next larger
+    one, multiplied by a learned matrix (OFA's kernel transform); the transform acts before quantization.
+
+    Args:
+        name: the site's name.
+        in_channels, out_channels: the largest numbers.
+        weight_quantizer: shared by all kernels and widths.
+        input_site: puts the input on a grid; ``None`` leaves it as it comes.
+        output_site: puts the normalised output on a grid.
+        kernels: kernel sizes to choose among, ascending.
+        depthwise: one group a channel.
+        linear: a fully connected layer: flattens its input, has a bias and no batch normalisation.
+        norm: whether batch normalisation follows.
+        folding: policy for it in training.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        weight_quantizer: Quantizer,
+        input_site: ActivationSite | None,
+        output_site: ActivationSite | None = None,
+        *,
+        kernels: Sequence[int] = (1,),
+        stride: int = 1,
+        depthwise: bool = False,
+        linear: bool = False,
+        norm: bool = True,
+        folding: FoldingPolicy | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.kernels = tuple(kernels)
+        self.stride = stride
+        self.depthwise = depthwise
+        self.linear = linear
+        largest = self.kernels[-1]
+        fan_in = 1 if depthwise else in_channels
+        self.weight = nn.Parameter(torch.empty(out_channels, fan_in, largest, largest))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if linear else None
+        self.transforms = nn.ParameterDict(
+            {str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]}  # from the next larger kernel
+        )
+        if linear:
+            nn.init.normal_(self.weight, 0.0, 0.01)
+        else:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+            if depthwise:  # fan_out counts one group's channels
+                nn.init.normal_(self.weight, 0.0, (2.0 / largest**2) ** 0.5)
+        self.bn = ElasticBatchNorm(out_channels) if norm and not linear else None
+        self.weight_quantizer = weight_quantizer
+        self.input = input_site
+        self.output = output_site
+        self.folding = folding or NoFolding()
+        self.mode = "float"
+        self.spec: LayerSpec | None = None
+        self.values: Mapping[str, Value] = {}
+
+    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+        """Take up the active subnet's description of this layer."""
+        self.spec = specs.get(self.name)
+        self.values = values.get(self.name, {})
+
+    @property
+    def active(self) -> bool:
+        """Whether the active subnet has this layer."""
+        return self.spec is not None
+
+    def active_weight(self) -> Tensor:
+        """Return the weights of the active kernel and channels, ``[O, I, K, K]``, unquantized."""
+        assert self.spec is not None, f"layer {self.name} is not active"
+        spec = self.spec
+        weight = self.weight[: spec.out_channels, : spec.in_channels // spec.groups]
+        for k in reversed(self.kernels[:-1]):
+            if weight.shape[-1] == spec.kernel_size:
+                break
+            margin = (weight.shape[-1] - k) // 2
+            centre = weight[:, :, margin : margin + k, margin : margin + k]
+            shape = centre.shape
+            weight = F.linear(centre.reshape(-1, k * k), self.transforms[str(k)]).reshape(shape)
+        return weight
+
+    def weight_context(self, **statistics: Tensor) -> SiteContext:
+        """Return the weight quantizer's context for the active subnet."""
+        assert self.spec is not None, f"layer {self.name} is not active"
+        return SiteContext(self.spec.w_bits, self.spec.out_channels, self.values, **statistics)
+
+    def quantize_weight(self, weight: Tensor, **statistics: Tensor) -> Tensor:
+        """Return the fake-quantized weights, or the weights themselves in float mode."""
+        if self.mode == "float":
+            return weight
+        ctx = self.weight_context(**{name: value.detach() for name, value in statistics.items()})
+        if self.mode == "start":
+            self.weight_quantizer.start(weight.detach(), ctx)
+        return self.weight_quantizer(weight, ctx)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolve ``[N, I, H, W]`` with ``[O, I, K, K]``, "same" padding."""
+        groups = weight.shape[0] if self.depthwise else 1
+        return F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, O, H', W']``; ``[N, O]`` for a linear layer."""
+        if self.input is not None:
+            x = self.input(x)
+        weight = self.active_weight()
+        if self.linear:
+            x = F.linear(x.flatten(1), self.quantize_weight(weight).flatten(1), self.bias)
+        elif self.bn is None:
+            x = self.convolve(x, self.quantize_weight(weight))
+        elif self.mode == "float":
+            x = self.bn(self.convolve(x, weight))
+        else:
+            x = self.folding.forward(self, x, weight)
+        return x if self.output is None else self.output(x)
+
+    def extract(self) -> SubnetLayer:
+        """Return the static twin for the active subnet."""
+        from qnas.nn.subnet import SubnetLayer
+
+        assert self.spec is not None, f"layer {self.name} is not active"
+        return SubnetLayer(
+            self.spec,
+            self.active_weight().detach(),
+            None if self.bias is None else self.bias.detach()[: self.spec.out_channels],
+            None if self.bn is None else self.bn.extract(self.spec.out_channels),
+            None if self.input is None else self.input.extract(),
+            None if self.output is None else self.output.extract(),
+            None if self.mode == "float" else self.weight_quantizer,
+            self.weight_context(),
+            folds=self.folding.folds,
+        )

@@ -1,0 +1,90 @@
+"""Quantization grids: all that deployment needs to know of a quantizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AffineGrid:
+    """Uniform levels ``scale * (code - zero_point)`` for integer codes in ``[qmin, qmax]``.
+
+    Attributes:
+        scale: ``[]``, or ``[C]`` with ``axis``; positive.
+        zero_point: the code of the value 0, in ``[qmin, qmax]``.
+        qmin, qmax: the range of codes.
+        axis: the dimension along which ``scale`` varies; ``None`` for one scale a tensor.
+    """
+
+    scale: Tensor
+    zero_point: int
+    qmin: int
+    qmax: int
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.qmin <= self.zero_point <= self.qmax:
+            raise ValueError(f"zero_point {self.zero_point} is outside [{self.qmin}, {self.qmax}]")
+        if (self.axis is None) != (self.scale.ndim == 0):
+            raise ValueError("a grid has a scale of shape [] without an axis, or [C] with one")
+
+    @property
+    def bits(self) -> int:
+        """Number of bits that the codes need."""
+        return (self.qmax - self.qmin).bit_length()
+
+    def broadcast_scale(self, ndim: int) -> Tensor:
+        """Return the scale in a shape that broadcasts against a tensor of ``ndim`` dimensions."""
+        if self.axis is None:
+            return self.scale
+        return self.scale.reshape([-1 if d == self.axis else 1 for d in range(ndim)])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` (int16, the shape of ``x``), rounding half to even and saturating."""
+        codes = (x / self.broadcast_scale(x.ndim)).round_().add_(self.zero_point)
+        return codes.clamp_(self.qmin, self.qmax).to(torch.int16)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the values of codes, in the scale's dtype."""
+        return (codes - self.zero_point).to(self.scale.dtype) * self.broadcast_scale(codes.ndim)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return ``decode(encode(x))`` without the integers in between."""
+        scale = self.broadcast_scale(x.ndim)
+        low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+
+@dataclass(frozen=True)
+class CodebookGrid:
+    """Non-uniform levels: code ``i`` stands for ``table[i]``.
+
+    Attributes:
+        table: ``[2 ** bits]`` at most, ascending.
+    """
+
+    table: Tensor
+
+    @property
+    def bits(self) -> int:
+        """Number of bits that the codes need."""
+        return max(1, (len(self.table) - 1).bit_length())
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codes of the nearest levels (int16, the shape of ``x``); a tie goes to the lower level."""
+        middles = (self.table[1:] + self.table[:-1]) / 2
+        return torch.bucketize(x.contiguous(), middles).to(torch.int16)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the values of codes."""
+        return self.table[codes.long()]
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the nearest level of each value."""
+        return self.decode(self.encode(x))
+
+
+Grid = AffineGrid | CodebookGrid

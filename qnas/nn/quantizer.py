@@ -1,0 +1,114 @@
+"""The contract of a quantizer: what it is told of its site, and what it must answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from qnas.nn.grid import Grid
+from qnas.space import Knob, Site, Value
+
+
+@dataclass(frozen=True)
+class QuantizerSite:
+    """What never changes about the place where a quantizer works.
+
+    Attributes:
+        name: the site's name.
+        role: ``weight`` or ``activation``.
+        bits: every bit-width that may be asked for, ascending.
+        channels: the largest number of channels (output channels for weights).
+        signed: whether values can be negative.
+    """
+
+    name: str
+    role: str
+    bits: tuple[int, ...]
+    channels: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class SiteContext:
+    """What the active subnet says about a site, for one call.
+
+    Attributes:
+        bits: the bit-width to quantize to.
+        channels: number of active channels (a prefix of all).
+        values: the site's own knobs, by full label.
+        gamma, mean, sigma: ``[channels]``, of the batch normalisation that is folded into the weights, else ``None``.
+    """
+
+    bits: int
+    channels: int
+    values: Mapping[str, Value] = field(default_factory=dict)
+    gamma: Tensor | None = None
+    mean: Tensor | None = None
+    sigma: Tensor | None = None
+
+
+class Quantizer(nn.Module, ABC):
+    """Fake-quantizes the weights or activations of one site.
+
+    Parameters of a bit-width or branch that the active subnet does not use must take no part in the computation, so
+    that they keep no gradient. All parameters of a quantizer are trained without weight decay, at the learning rate
+    of the quantizer group.
+
+    Attributes:
+        roles: where it can be used.
+        absorbs_relu: set per site: ``forward(x)`` equals ``forward(relu(x))``, gradient included, so the caller may
+            leave the ReLU out.
+    """
+
+    roles: frozenset[str] = frozenset({"weight", "activation"})
+    absorbs_relu: bool = False
+
+    def __init__(self, site: QuantizerSite) -> None:
+        super().__init__()
+        self.site = site
+
+    @classmethod
+    def knobs(cls, site: Site) -> Iterable[Knob]:
+        """Return the knobs it adds for a site; labels read ``site.plugin.name``."""
+        return ()
+
+    @abstractmethod
+    def start(self, x: Tensor, ctx: SiteContext) -> None:
+        """Set the parameters of every bit-width from data.
+
+        Args:
+            x: weights ``[O, I, K, K]`` or activations ``[N, C, ...]`` as they arrive before quantization.
+            ctx: of the active subnet.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
+        """Return ``x`` on the grid, differentiable; float32 mathematics under any autocast."""
+
+    @abstractmethod
+    def export(self, ctx: SiteContext) -> Grid:
+        """Return the grid that ``forward`` rounds to for this context, detached.
+
+        Raises:
+            ExportError: what it trains has no grid; the message says why.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """Return a term to add to the loss, ``[]``, or ``None``."""
+        return None
+
+    def inherit(self, high: int, low: int) -> None:
+        """Start the parameters of ``low`` bits from those of ``high`` bits.
+
+        Raises:
+            PluginError: this quantizer has no such rule.
+        """
+        from qnas.errors import PluginError
+
+        raise PluginError(
+            f"Quantizer {type(self).__name__} at {self.site.name!r} declares no rule to carry {high} bits to {low}. "
+            "Choose a quantizer that does, or train the lower bit-width from data."
+        )

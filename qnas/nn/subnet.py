@@ -1,0 +1,187 @@
+"""Subnets: static networks extracted from a supernet, ready to be calibrated, folded, measured and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from qnas.layers import LayerSpec
+from qnas.nn.activation import GridQuantize
+from qnas.nn.folding import batch_statistics
+from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
+from qnas.nn.quantizer import Quantizer, SiteContext
+
+if TYPE_CHECKING:
+    from qnas.space import Sample
+
+
+class SubnetLayer(nn.Module):
+    """The static twin of :class:`qnas.nn.elastic.ElasticConv`.
+
+    Its life has two parts. Until :meth:`fold`, batch normalisation is a module of its own whose statistics a
+    calibrator may set; the weights are quantized once, here. After it, the statistics are in the weights and the bias.
+
+    Attributes:
+        spec: the layer as costs see it.
+        grid: of the weights; ``None`` where they are in float. Before folding for policies that quantize first.
+        codes: ``[O, I, K, K]`` integers of the weights on the grid; ``None`` where they are in float.
+        channel_scale: ``[O]``, by which folding multiplied the quantized weights (1 where it came before).
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        bias: Tensor | None,
+        bn: nn.BatchNorm2d | None,
+        input_grid: GridQuantize | None,
+        output_grid: GridQuantize | None,
+        quantizer: Quantizer | None,
+        ctx: SiteContext,
+        *,
+        folds: bool,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.input = input_grid
+        self.output = output_grid
+        self.bn = bn
+        self.folds = folds and bn is not None and quantizer is not None
+        self._quantizer = [quantizer]  # in a list: not a submodule, it stays the supernet's
+        self._ctx = ctx
+        self.grid: Grid | None = None
+        self.codes: Tensor | None = None
+        self.channel_scale = torch.ones(len(weight))
+        self.register_buffer("weight", weight.clone())
+        self.register_buffer("bias", None if bias is None else bias.clone())
+        if quantizer is not None and not self.folds:
+            self._quantize(ctx)
+
+    def _quantize(self, ctx: SiteContext) -> None:
+        quantizer = self._quantizer[0]
+        assert quantizer is not None
+        with torch.no_grad():
+            self.grid = quantizer.export(ctx)
+            self.codes = self.grid.encode(self.weight)
+            self.weight.copy_(self.grid.decode(self.codes))
+
+    def _folded_context(self, mean: Tensor, sigma: Tensor) -> SiteContext:
+        assert self.bn is not None
+        ctx = self._ctx
+        return SiteContext(ctx.bits, ctx.channels, ctx.values, self.bn.weight.detach(), mean, sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, as the activated supernet would with the same statistics."""
+        if self.input is not None:
+            x = self.input(x)
+        if self.spec.kind == "linear":
+            x = F.linear(x.flatten(1), self.weight.flatten(1), self.bias)
+        elif self.folds and self.bn is not None:
+            x = self._forward_unfolded(x)
+        else:
+            x = self._convolve(x, self.weight, self.bias)
+            if self.bn is not None:
+                x = self.bn(x)
+        return x if self.output is None else self.output(x)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.spec.stride, weight.shape[-1] // 2, 1, self.spec.groups)
+
+    def _forward_unfolded(self, x: Tensor) -> Tensor:
+        """Gather statistics from the unquantized convolution; answer with the folded, quantized one."""
+        assert self.bn is not None
+        y = self._convolve(x, self.weight, None)
+        if self.bn.training:
+            self.bn(y)  # updates the statistics
+            mean, var, _ = batch_statistics(y)
+        else:
+            assert self.bn.running_mean is not None
+            assert self.bn.running_var is not None
+            mean, var = self.bn.running_mean, self.bn.running_var
+        sigma = torch.sqrt(var + self.bn.eps)
+        factor = self.bn.weight / sigma
+        quantizer = self._quantizer[0]
+        assert quantizer is not None
+        grid = quantizer.export(self._folded_context(mean, sigma))
+        bias = self.bn.bias - factor * mean
+        return self._convolve(x, grid.quantize(self.weight * factor.reshape(-1, 1, 1, 1)), bias)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold the calibrated statistics into weights and bias; idempotent."""
+        if self.bn is None:
+            return
+        assert self.bn.running_mean is not None
+        assert self.bn.running_var is not None
+        sigma = torch.sqrt(self.bn.running_var + self.bn.eps)
+        factor = self.bn.weight / sigma
+        self.weight = self.weight * factor.reshape(-1, 1, 1, 1)
+        self.bias = self.bn.bias - factor * self.bn.running_mean
+        if self.folds:
+            self._quantize(self._folded_context(self.bn.running_mean, sigma))
+        else:
+            self.channel_scale = factor.clone()
+        self.bn = None
+        self.folds = False
+
+    def weight_scales(self) -> Tensor:
+        """Return the factor from code to weight for each output channel, ``[O]``; may be negative or zero."""
+        if not isinstance(self.grid, AffineGrid):
+            return self.channel_scale
+        return self.grid.scale.detach() * self.channel_scale
+
+
+class Residual(nn.Module):
+    """``grid(body(x) + x)``."""
+
+    def __init__(self, body: nn.Module, output: GridQuantize | None) -> None:
+        super().__init__()
+        self.body = body
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum, on its grid if it has one."""
+        x = self.body(x) + x
+        return x if self.output is None else self.output(x)
+
+
+class Subnet(nn.Module):
+    """A static network for one sample.
+
+    Args:
+        sample: that it was extracted for.
+        resolution: height and width of the images that it takes, in pixels.
+        layers: description, as costs see it.
+        body: the computation; its leaves are those of ``qnas.nn.activation`` and :class:`SubnetLayer`.
+    """
+
+    def __init__(self, sample: Sample, resolution: int, layers: tuple[LayerSpec, ...], body: nn.Module) -> None:
+        super().__init__()
+        self.sample = dict(sample)
+        self.resolution = resolution
+        self.layers = layers
+        self.body = body
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return outputs of normalised images ``[N, C, R, R]`` at this subnet's resolution."""
+        return self.body(images)
+
+    def subnet_layers(self) -> Iterator[SubnetLayer]:
+        """Yield the layers with weights, in the order of the data's way."""
+        for module in self.modules():
+            if isinstance(module, SubnetLayer):
+                yield module
+
+    def fold(self) -> Subnet:
+        """Fold every batch normalisation, for good; returns itself, in evaluation mode and channels-last layout."""
+        for layer in self.subnet_layers():
+            layer.fold()
+        return self.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def codebook_layers(self) -> list[str]:
+        """Return the names of layers whose weights are on a table instead of an affine grid."""
+        return [layer.spec.name for layer in self.subnet_layers() if isinstance(layer.grid, CodebookGrid)]

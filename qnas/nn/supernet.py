@@ -1,0 +1,174 @@
+"""The supernet: a chain of elastic parts that hold the largest weights, activated by samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish
+from qnas.nn.elastic import ElasticConv
+from qnas.nn.folding import FoldingPolicy, NoFolding
+from qnas.nn.grid import AffineGrid
+from qnas.nn.quantizer import Quantizer, QuantizerSite
+from qnas.nn.subnet import Subnet
+from qnas.space import Sample, SearchSpace, Site, Value
+
+MakeQuantizer = Callable[[QuantizerSite], Quantizer]
+
+
+@dataclass
+class BuildContext:
+    """Everything that a space needs to build its supernet from quantized parts.
+
+    Attributes:
+        space: whose sites name the bit-widths.
+        weight_quantizer, act_quantizer: make the quantizer of a site.
+        input_grid: of the normalised images.
+        folding: policy of every convolution with batch normalisation.
+    """
+
+    space: SearchSpace
+    weight_quantizer: MakeQuantizer
+    act_quantizer: MakeQuantizer
+    input_grid: AffineGrid
+    folding: FoldingPolicy = field(default_factory=NoFolding)
+
+    def __post_init__(self) -> None:
+        self._sites: dict[str, Site] = {site.name: site for site in self.space.sites}
+
+    @property
+    def edge_bits(self) -> int:
+        """Bits of the tensors between blocks, and of the first and last layer."""
+        return self.space.scheme.edge_bits
+
+    def site(
+        self, name: str, channels: int, *, signed: bool, relu: bool = False, passthrough_bits: int | None = None
+    ) -> ActivationSite:
+        """Return the activation site ``name``."""
+        _, bits = self.space.bit_choices(self._sites[name])
+        quantizer = self.act_quantizer(QuantizerSite(name, "activation", bits, channels, signed))
+        return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits)
+
+    def image_site(self, name: str, channels: int) -> ActivationSite:
+        """Return the site where images enter, on their own 8-bit grid."""
+        site = QuantizerSite(name, "activation", (8,), channels, signed=True)
+        return ActivationSite(name, FixedGrid(site, self.input_grid))
+
+    def conv(
+        self,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        *,
+        input_relu: bool = False,
+        signed_input: bool = False,
+        passthrough_bits: int | None = None,
+        image: bool = False,
+        output: bool = False,
+        output_relu: bool = False,
+        **options: Any,
+    ) -> ElasticConv:
+        """Return an elastic layer with quantizers at its weights, its input and, if asked, its output.
+
+        Args:
+            name: of the site; the output's is ``name.out``.
+            input_relu: a ReLU before the input's quantizer.
+            signed_input: the input can be negative.
+            passthrough_bits: the input arrives on a grid of so many bits.
+            image: the input is the image.
+            output: put the output on a grid of ``edge_bits``.
+            output_relu: a ReLU before the output's quantizer.
+            **options: of :class:`ElasticConv`.
+        """
+        w_bits, _ = self.space.bit_choices(self._sites[name])
+        weights = self.weight_quantizer(QuantizerSite(name, "weight", w_bits, out_channels, signed=True))
+        if image:
+            input_site = self.image_site(name, in_channels)
+        else:
+            input_site = self.site(
+                name, in_channels, signed=signed_input, relu=input_relu, passthrough_bits=passthrough_bits
+            )
+        output_site = (
+            self.site(f"{name}.out", out_channels, signed=not output_relu, relu=output_relu) if output else None
+        )
+        return ElasticConv(
+            name, in_channels, out_channels, weights, input_site, output_site, folding=self.folding, **options
+        )
+
+
+class Supernet(nn.Module):
+    """A chain of elastic parts. One process may hold many: the active subnet is a module's state.
+
+    Args:
+        space: that the samples are of.
+        parts: in the order of the data's way; a part that is not active in a subnet is left out.
+    """
+
+    def __init__(self, space: SearchSpace, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.space = space
+        self.parts = nn.ModuleList(parts)
+        self._elastic = [m for m in self.modules() if m is not self and hasattr(m, "activate")]
+        self.sample: Sample = space.highest()
+        self.mode = "float"
+
+    def activate(self, sample: Mapping[str, Value]) -> None:
+        """Make ``sample`` the active subnet: one description drives computation and costs alike."""
+        self.sample = dict(sample)
+        layers = self.space.layers(sample)
+        specs = {layer.name: layer for layer in layers}
+        values = {layer.name: self.space.site_values(layer.name, sample) for layer in layers}
+        for module in self._elastic:
+            module.activate(specs, values)
+
+    def set_mode(self, mode: str) -> None:
+        """Set all sites to ``float``, ``start`` (quantizers start from the data that passes) or ``quantize``."""
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+        self.mode = mode
+        for module in self.modules():
+            if isinstance(module, (ElasticConv, ActivationSite)):
+                module.mode = mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the active subnet's outputs ``[N, classes]`` of normalised images at its resolution."""
+        x = images
+        for part in self.parts:
+            if getattr(part, "active", True):
+                x = part(x)
+        return x
+
+    def extract(self, sample: Mapping[str, Value]) -> Subnet:
+        """Return the subnet of ``sample`` as a static network with its own copy of the weights."""
+        self.activate(sample)
+        body = nn.Sequential(*(extract(part) for part in self.parts if getattr(part, "active", True)))
+        return Subnet(self.sample, self.space.resolution(sample), self.space.layers(sample), body)
+
+    def quantizers(self) -> list[Quantizer]:
+        """Return every quantizer, in a fixed order."""
+        return [m for m in self.modules() if isinstance(m, Quantizer)]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters as ``weights`` (decayed), ``norms`` (not decayed) and ``quantizers`` (own rate)."""
+        groups: dict[str, list[nn.Parameter]] = {"weights": [], "norms": [], "quantizers": []}
+        steps = {id(p) for q in self.quantizers() for p in q.parameters()}
+        for parameter in self.parameters():
+            if id(parameter) in steps:
+                groups["quantizers"].append(parameter)
+            else:
+                groups["norms" if parameter.ndim <= 1 else "weights"].append(parameter)
+        return groups
+
+
+def extract(part: nn.Module) -> nn.Module:
+    """Return the static twin of one part of a supernet; an empty chain where nothing is left of it."""
+    if isinstance(part, (HardSwish, GlobalPool)):
+        return type(part)()
+    if hasattr(part, "extract"):
+        twin = part.extract()
+        return nn.Sequential() if twin is None else twin
+    raise TypeError(f"{type(part).__name__} cannot be extracted: give it an extract() method")
+

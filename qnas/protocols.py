@@ -1,0 +1,170 @@
+"""The contracts between the parts, in the order in which data flows through them.
+
+A plugin needs no base class but ``qnas.nn.quantizer.Quantizer`` and ``qnas.space.SearchSpace``: any object of these
+shapes will do. ``qnas.testing`` holds a test suite for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from qnas.data import ImageSet
+    from qnas.nn.subnet import Subnet
+    from qnas.space import Sample, SearchSpace
+
+State = dict[str, Any]
+"""JSON-safe: numbers, strings, booleans, lists and dicts of them. Never a pickled object."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Loads images and labels; called once a run, with the options of ``[data]``."""
+
+    def load(self, **options: Any) -> ImageSet:
+        """Return all labelled images, decoded, with what is known of them (names, augmentation, native size)."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws subnets: a step's for training, a population for a search or a predictor. Stateless."""
+
+    def draw(self, space: SearchSpace, rng: np.random.Generator, n: int) -> list[Sample]:
+        """Return ``n`` samples; the order may carry meaning (sandwich: largest first, smallest last)."""
+
+
+@runtime_checkable
+class Supervision(Protocol):
+    """What the subnets of a training step should answer. One object a run; its state is checkpointed."""
+
+    def begin_step(self, labels: Tensor) -> None:
+        """Start a step. ``labels``: ``[N]`` class indices."""
+
+    def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the step's subnet number ``position`` (in the sampler's order), ``[]``."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state to checkpoint; empty for a stateless supervision."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a checkpointed state."""
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """Adjusts a subnet before it is judged, without gradients and without touching the supernet.
+
+    ``name`` and ``settings`` are part of the evaluator's cache key.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def calibrate(self, subnet: Subnet, batches: Iterable[Tensor]) -> None:
+        """Adjust the subnet's own state. ``batches``: ``[N, C, H, W]`` training images, normalised."""
+
+
+@runtime_checkable
+class CostModel(Protocol):
+    """A cost that is a sum over layers."""
+
+    direction: str  # "min" or "max"
+    unit: str
+
+    def layer_cost(self, layer: Any) -> Any:
+        """Return one layer's cost.
+
+        ``layer`` is a :class:`~qnas.layers.LayerSpec` or a :class:`~qnas.costs.LayerColumns` with the same attributes
+        as arrays ``[n]``: use integer arithmetic only, no branches on numbers.
+        """
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named metric and whether less (``min``) or more (``max``) of it is better."""
+
+    name: str
+    direction: str
+
+
+@dataclass
+class Trial:
+    """One judged subnet.
+
+    Attributes:
+        metrics: by name; accuracy as a fraction.
+        violation: how far the constraints are missed, 0 where they are met (relative, summed).
+    """
+
+    key: str
+    sample: Sample
+    metrics: dict[str, float]
+    violation: float = 0.0
+    extra: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """What a strategy sees: the space, what to optimise, and a source of samples that meet the cost constraints."""
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    repair: Any  # Callable[[Indices, np.random.Generator], Indices]: same shape, every row feasible
+    seed: int
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Decides which subnets to judge next. Its state is JSON; random draws are functions of (seed, count)."""
+
+    def ask(self, n: int) -> list[Sample]:
+        """Return at most ``n`` samples to judge, at least one unless the search is finished."""
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn results, in the order in which the samples were asked."""
+
+    def state_dict(self) -> State:
+        """Return everything needed to go on, JSON-safe."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up a state; from here on the strategy asks as if it had never stopped."""
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Predicts a metric from encoded samples. (The seam for accuracy predictors; no built-in one yet.)"""
+
+    def fit(self, encoded: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> None:
+        """Learn from ``[n, d]`` encodings and ``[n]`` targets."""
+
+    def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return ``[n]`` predictions."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Loss, metrics and outputs of a model family."""
+
+    metric: str
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the training loss against hard labels, ``[]``."""
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return for each image whether the answer counts as right, ``[N]`` booleans."""
+
+
+@runtime_checkable
+class Device(Protocol):
+    """A runtime that executes an exported model."""
+
+    def run(self, model_path: str, images: np.ndarray[Any, Any], batch_size: int) -> np.ndarray[Any, Any]:
+        """Return the model's outputs for ``[N, C, H, W]`` float32 images."""
+
+    def operators(self, model_path: str) -> dict[str, int]:
+        """Return how often each operator stands in the graph that the runtime really executes."""

@@ -1,0 +1,316 @@
+"""Search spaces: knobs, samples and their keys, sites and layers. No torch.
+
+A *sample* is a flat dict, label -> value, that names a subnet completely: its architecture, every layer's bit-widths
+and whatever its quantizers add. Equal subnets share one *key*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qnas.errors import ConfigError, unknown_name
+from qnas.layers import LayerSpec
+
+if TYPE_CHECKING:
+    from qnas.nn.supernet import BuildContext, Supernet
+
+Value = int | float | str | bool
+Sample = dict[str, Value]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+"""``[n, num_knobs]`` positions in each knob's choices: many samples at once."""
+
+GRANULARITIES = ("network", "stage", "block", "layer")
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds where the knob ``label`` is itself active and has one of ``values``."""
+
+    label: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One choice of a space.
+
+    Attributes:
+        label: unique in the space; no '/' (NNI's rule).
+        choices: JSON and TOML safe, from the cheapest to the most expensive.
+        role: ``architecture``, ``w_bits``, ``a_bits`` or ``quantizer``.
+        active_if: all must hold, else the knob changes nothing.
+    """
+
+    label: str
+    choices: tuple[Value, ...]
+    role: str = "architecture"
+    active_if: tuple[Condition, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.label or "/" in self.label:
+            raise ConfigError(f"A knob's label must not be empty or hold '/': {self.label!r}. Rename the knob.")
+        if not self.choices or len(set(self.choices)) != len(self.choices):
+            raise ConfigError(
+                f"Knob {self.label!r} needs one or more different choices; given: {list(self.choices)}. "
+                "Remove the repeated ones."
+            )
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the network where numbers are computed or put on a grid; the unit of bit-widths and costs.
+
+    Attributes:
+        name: unique, for example ``stage1.block2.expand``.
+        depends_on: labels of all architecture knobs that ``describe`` reads.
+        describe: sample -> the layer, without bits, or ``None`` where the sample leaves it out.
+        stage, block: the groups for coarser bit granularities; ``None`` groups the site by itself.
+        w_bits, a_bits: bit-widths that are not searched; ``None`` takes them from the scheme's knobs.
+        active_if: when the site exists, as conditions for the knobs that belong to it alone.
+    """
+
+    name: str
+    depends_on: tuple[str, ...]
+    describe: Callable[[Mapping[str, Value]], LayerSpec | None]
+    stage: str | None = None
+    block: str | None = None
+    w_bits: int | None = None
+    a_bits: int | None = None
+    active_if: tuple[Condition, ...] = ()
+
+    def group(self, granularity: str) -> str | None:
+        """Return the prefix of this site's bit knobs; ``None`` for the whole network."""
+        groups = {"network": None, "stage": self.stage or self.name, "block": self.block or self.name}
+        return groups.get(granularity, self.name)
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How a space is quantized, as far as its knobs and costs go.
+
+    Attributes:
+        w_bits, a_bits: bit-widths to choose among, ascending.
+        granularity: how many layers share one bit-width: one of :data:`GRANULARITIES`.
+        edge_bits: weights and activations of the first and last layer, and the tensors that are only put on a grid.
+        site_knobs: what the quantizers add for a site; labels read ``site.plugin.name``.
+    """
+
+    w_bits: tuple[int, ...] = (4,)
+    a_bits: tuple[int, ...] = (4,)
+    granularity: str = "network"
+    edge_bits: int = 8
+    site_knobs: Callable[[Site], Iterable[Knob]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
+            if not bits or any(not 2 <= b <= 8 for b in bits) or list(bits) != sorted(set(bits)):
+                raise ConfigError(
+                    f"{name} must be different bit-widths from 2 to 8, ascending; given: {list(bits)}. "
+                    f"For example {name} = [2, 3, 4]."
+                )
+        if self.granularity not in GRANULARITIES:
+            raise ConfigError(
+                unknown_name("bits_granularity", self.granularity, GRANULARITIES, "Choose one of these.")
+            )
+
+
+class SearchSpace(ABC):
+    """A family of subnets: knobs, the layers that a sample makes of them, and the supernet that holds the weights."""
+
+    def __init__(
+        self,
+        name: str,
+        architecture: Sequence[Knob],
+        sites: Sequence[Site],
+        scheme: QuantScheme,
+        *,
+        image_size: int,
+        num_classes: int,
+    ) -> None:
+        self.name = name
+        self.sites = tuple(sites)
+        self.scheme = scheme
+        self.image_size = image_size
+        self.num_classes = num_classes
+        knobs = {knob.label: knob for knob in architecture}
+        if len(knobs) != len(architecture):
+            raise ConfigError(f"Space {name!r} names a knob twice. Every label must be unique.")
+        self._bit_labels: dict[str, tuple[str | None, str | None]] = {}
+        self._site_labels: dict[str, tuple[str, ...]] = {}
+        for site in self.sites:
+            self._bit_labels[site.name] = (
+                self._bit_knob(knobs, site, "w_bits", site.w_bits),
+                self._bit_knob(knobs, site, "a_bits", site.a_bits),
+            )
+            self._site_labels[site.name] = self._plugin_knobs(knobs, site)
+        self.knobs: tuple[Knob, ...] = tuple(knobs.values())
+        self.position = {knob.label: i for i, knob in enumerate(self.knobs)}
+        self._index = [{value: i for i, value in enumerate(knob.choices)} for knob in self.knobs]
+        for knob in self.knobs:
+            for condition in knob.active_if:
+                if self.position.get(condition.label, len(knobs)) >= self.position[knob.label]:
+                    raise ConfigError(
+                        f"Knob {knob.label!r} depends on {condition.label!r}, which must be an earlier knob."
+                    )
+
+    def _bit_knob(self, knobs: dict[str, Knob], site: Site, role: str, fixed: int | None) -> str | None:
+        if fixed is not None:
+            return None
+        group = site.group(self.scheme.granularity)
+        label = role if group is None else f"{group}.{role}"
+        own = group is not None and group in (site.block, site.name)
+        knobs.setdefault(label, Knob(label, getattr(self.scheme, role), role, site.active_if if own else ()))
+        return label
+
+    def _plugin_knobs(self, knobs: dict[str, Knob], site: Site) -> tuple[str, ...]:
+        if self.scheme.site_knobs is None:
+            return ()
+        labels = []
+        for knob in self.scheme.site_knobs(site):
+            if not knob.label.startswith(f"{site.name}.") or knob.label in knobs:
+                raise ConfigError(
+                    f"A quantizer's knob for site {site.name!r} must be labelled '{site.name}.<plugin>.<name>' and be "
+                    f"new; given: {knob.label!r}."
+                )
+            knobs[knob.label] = replace(knob, active_if=(*site.active_if, *knob.active_if))
+            labels.append(knob.label)
+        return tuple(labels)
+
+    # --- samples -----------------------------------------------------------------------------------------------
+
+    def validate(self, sample: Mapping[str, Value]) -> None:
+        """Raise ``ConfigError`` unless ``sample`` names every knob with an allowed value."""
+        for label in sample:
+            if label not in self.position:
+                raise ConfigError(unknown_name("The knob", label, self.position, f"Space: {self.name!r}."))
+        for knob, index in zip(self.knobs, self._index, strict=True):
+            if knob.label not in sample:
+                raise ConfigError(
+                    f"The sample lacks knob {knob.label!r} of space {self.name!r}; allowed: {list(knob.choices)}."
+                )
+            if sample[knob.label] not in index:
+                raise ConfigError(
+                    f"Knob {knob.label!r} of space {self.name!r} cannot be {sample[knob.label]!r}; "
+                    f"allowed: {list(knob.choices)}."
+                )
+
+    def is_active(self, label: str, sample: Mapping[str, Value]) -> bool:
+        """Tell whether the knob changes anything in this sample."""
+        knob = self.knobs[self.position[label]]
+        return all(sample[c.label] in c.values and self.is_active(c.label, sample) for c in knob.active_if)
+
+    def canonical(self, sample: Mapping[str, Value]) -> Sample:
+        """Return the sample with every inactive knob at its first choice, in the order of the knobs."""
+        self.validate(sample)
+        return {
+            knob.label: knob.choices[index[sample[knob.label]] if self.is_active(knob.label, sample) else 0]
+            for knob, index in zip(self.knobs, self._index, strict=True)
+        }
+
+    def key(self, sample: Mapping[str, Value]) -> str:
+        """Return the short name that all samples of one subnet share (hexadecimal, of the canonical sample)."""
+        text = json.dumps(self.canonical(sample), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+    def lowest(self) -> Sample:
+        """Return the sample of first choices: the smallest architecture at the lowest bit-widths."""
+        return {knob.label: knob.choices[0] for knob in self.knobs}
+
+    def highest(self) -> Sample:
+        """Return the sample of last choices: the largest architecture at the highest bit-widths."""
+        return {knob.label: knob.choices[-1] for knob in self.knobs}
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, those of equal subnets counted apart."""
+        total = 1
+        for knob in self.knobs:
+            total *= len(knob.choices)
+        return total
+
+    # --- many samples at once ----------------------------------------------------------------------------------
+
+    def draw(self, rng: np.random.Generator, n: int) -> Indices:
+        """Draw ``n`` samples, each knob uniformly; returns ``[n, num_knobs]`` positions."""
+        sizes = np.array([len(knob.choices) for knob in self.knobs])
+        return rng.integers(0, sizes, size=(n, len(sizes)), dtype=np.int64)
+
+    def indices(self, samples: Sequence[Mapping[str, Value]]) -> Indices:
+        """Return samples as ``[n, num_knobs]`` positions in the knobs' choices."""
+        rows = [[index[s[k.label]] for k, index in zip(self.knobs, self._index, strict=True)] for s in samples]
+        return np.array(rows, dtype=np.int64).reshape(len(samples), len(self.knobs))
+
+    def sample(self, row: Iterable[int]) -> Sample:
+        """Return the sample at one row of positions."""
+        return {knob.label: knob.choices[int(i)] for knob, i in zip(self.knobs, row, strict=True)}
+
+    def active(self, indices: Indices) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return ``[n, num_knobs]``: whether each knob changes anything."""
+        mask = np.ones(indices.shape, dtype=bool)
+        for column, knob in enumerate(self.knobs):
+            for condition in knob.active_if:
+                source = self.position[condition.label]
+                allowed = np.array([value in condition.values for value in self.knobs[source].choices])
+                mask[:, column] &= mask[:, source] & allowed[indices[:, source]]
+        return mask
+
+    def encode(self, indices: Indices) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """One-hot encode samples for a predictor; an inactive knob's columns are all zero.
+
+        Args:
+            indices: ``[n, num_knobs]``.
+
+        Returns:
+            ``[n, sum of the numbers of choices]``.
+        """
+        active = self.active(indices)
+        columns = []
+        for column, knob in enumerate(self.knobs):
+            hot = np.eye(len(knob.choices), dtype=np.float32)[indices[:, column]]
+            columns.append(hot * active[:, column, None])
+        return np.concatenate(columns, axis=1)
+
+    # --- layers ------------------------------------------------------------------------------------------------
+
+    def layers(self, sample: Mapping[str, Value]) -> tuple[LayerSpec, ...]:
+        """Return the layers that the sample makes, in the order of the data's way through them."""
+        described = ((site, site.describe(sample)) for site in self.sites)
+        return tuple(self._with_bits(site, spec, sample) for site, spec in described if spec is not None)
+
+    def _with_bits(self, site: Site, spec: LayerSpec, sample: Mapping[str, Value]) -> LayerSpec:
+        w_label, a_label = self._bit_labels[site.name]
+        w_bits = site.w_bits if w_label is None else int(sample[w_label])
+        a_bits = site.a_bits if a_label is None else int(sample[a_label])
+        assert w_bits is not None
+        assert a_bits is not None
+        return replace(spec, w_bits=w_bits, a_bits=a_bits)
+
+    def bit_labels(self, site: str) -> tuple[str | None, str | None]:
+        """Return the knobs that set the weight and activation bits of a site; ``None`` where they are fixed."""
+        return self._bit_labels[site]
+
+    def bit_choices(self, site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the weight and activation bit-widths that a site can have."""
+        w_bits = self.scheme.w_bits if site.w_bits is None else (site.w_bits,)
+        a_bits = self.scheme.a_bits if site.a_bits is None else (site.a_bits,)
+        return w_bits, a_bits
+
+    def site_values(self, site: str, sample: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the values of the knobs that quantizers added for a site, by their full labels."""
+        return {label: sample[label] for label in self._site_labels[site]}
+
+    def resolution(self, sample: Mapping[str, Value]) -> int:
+        """Return the height and width of the input images of this sample, in pixels."""
+        return int(sample.get("resolution", self.image_size))
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> Supernet:
+        """Build the supernet that holds the shared weights of every sample; the only method that needs torch."""

@@ -1,0 +1,271 @@
+"""One supernet training loop with three seams: sampler, supervision, stages. No callbacks, one recorder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qnas.data import TrainBatches, resize
+from qnas.errors import TrainingDivergedError
+from qnas.nn.supernet import Supernet
+from qnas.protocols import Sampler, Supervision
+from qnas.recorder import NullRecorder, Recorder
+from qnas.rng import generator
+from qnas.space import Sample
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with its own length, learning rate and mode.
+
+    Attributes:
+        name: unique in a run, for example ``float``.
+        epochs: passes over the training split.
+        lr: peak learning rate of the cosine schedule.
+        quantize: whether quantizers are on; they start from data at the start of the first such stage.
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    quantize: bool
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How every stage trains.
+
+    Attributes:
+        num_subnets: subnets a step, drawn by the sampler.
+        weight_decay: of weights; norms and quantizers have none.
+        quantizer_lr: learning rate of quantizers, as a multiple of the stage's.
+        clip_norm: largest norm of all gradients of a step.
+        warmup: share of a stage's steps in which the rate rises linearly.
+        start_images: training images from which quantizers start.
+    """
+
+    num_subnets: int = 4
+    weight_decay: float = 1e-4
+    quantizer_lr: float = 1.0
+    clip_norm: float = 10.0
+    warmup: float = 0.1
+    start_images: int = 256
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """Where training stands; JSON-safe, kept in every checkpoint.
+
+    Attributes:
+        stage: number of the stage under way, from 0.
+        epoch: finished epochs of it.
+        image_passes: images times MACs of each subnet that saw them, in units of the largest subnet's MACs.
+        history: one entry a finished epoch: stage, epoch, loss of each subnet, lr, gradient_norm, image_passes.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    image_passes: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a supernet stage by stage; can stop after any epoch and go on to the same bits.
+
+    Args:
+        supernet: in channels-last layout.
+        batches: of the training split.
+        sampler, supervision: the seams.
+        stages: in order.
+        settings: of every stage.
+        recorder: receives ``stage``, ``step`` and ``epoch`` events.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        batches: TrainBatches,
+        sampler: Sampler,
+        supervision: Supervision,
+        stages: tuple[Stage, ...],
+        settings: TrainSettings,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.supernet = supernet
+        self.batches = batches
+        self.sampler = sampler
+        self.supervision = supervision
+        self.stages = stages
+        self.settings = settings
+        self.recorder = recorder or NullRecorder()
+        self.progress = Progress()
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._largest_macs = self._macs(supernet.space.highest())
+
+    def _macs(self, sample: Sample) -> int:
+        return sum(layer.macs for layer in self.supernet.space.layers(sample))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return self.progress.stage >= len(self.stages)
+
+    def run(self, save: Callable[[Trainer], None]) -> None:
+        """Train what is left; ``save`` is called after every epoch.
+
+        Raises:
+            TrainingDivergedError: a loss or gradient is not finite; the last save holds.
+        """
+        while not self.finished:
+            self._enter_stage()
+            stage = self.stages[self.progress.stage]
+            while self.progress.epoch < stage.epochs:
+                self._epoch(stage)
+                self.progress.epoch += 1
+                if self.progress.epoch < stage.epochs:
+                    save(self)
+            self.progress.stage += 1
+            self.progress.epoch = 0
+            self.optimizer = None
+            save(self)
+
+    # --- stages ------------------------------------------------------------------------------------------------
+
+    def _enter_stage(self) -> None:
+        stage = self.stages[self.progress.stage]
+        self.recorder.record("stage", {"name": stage.name, "epochs": stage.epochs, "steps": self.batches.steps})
+        first_quantized = stage.quantize and not any(s.quantize for s in self.stages[: self.progress.stage])
+        if first_quantized and self.progress.epoch == 0:
+            self._start_quantizers()
+        self.supernet.set_mode("quantize" if stage.quantize else "float")
+        self.supernet.train()
+        if self.optimizer is None:
+            self.optimizer = self.make_optimizer()
+
+    @torch.no_grad()
+    def _start_quantizers(self) -> None:
+        """Let every quantizer start from what passes through the largest subnet."""
+        self.supernet.train()
+        self.supernet.activate(self.supernet.space.highest())
+        self.supernet.set_mode("start")
+        images = self.batches.split.subset(self.settings.start_images, self.settings.seed, "start").images
+        self.supernet(self.batches.pixels.normalise(images))
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW over weights, norms and quantizers, with decay on the weights alone."""
+        groups = self.supernet.parameter_groups()
+        s = self.settings
+        return torch.optim.AdamW(
+            [
+                {"params": groups["weights"], "weight_decay": s.weight_decay, "factor": 1.0},
+                {"params": groups["norms"], "weight_decay": 0.0, "factor": 1.0},
+                {"params": groups["quantizers"], "weight_decay": 0.0, "factor": s.quantizer_lr},
+            ],
+            lr=self.stages[self.progress.stage].lr,
+            fused=True,
+        )
+
+    def _lr(self, stage: Stage, step: int) -> float:
+        """Cosine from ``stage.lr`` to 0, after a linear warm-up."""
+        total = stage.epochs * self.batches.steps
+        warm = max(1, round(self.settings.warmup * total))
+        if step < warm:
+            return stage.lr * (step + 1) / warm
+        return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+    # --- steps -------------------------------------------------------------------------------------------------
+
+    def _epoch(self, stage: Stage) -> None:
+        number = sum(s.epochs for s in self.stages[: self.progress.stage]) + self.progress.epoch
+        totals = [0.0] * self.settings.num_subnets
+        norms = 0.0
+        lr = 0.0
+        for step, (images, labels) in enumerate(self.batches.epoch(number)):
+            lr = self._lr(stage, self.progress.epoch * self.batches.steps + step)
+            losses, norm = self.step(images, labels, number, step, lr)
+            totals = [total + loss for total, loss in zip(totals, losses, strict=True)]
+            norms += norm
+        steps = self.batches.steps
+        entry = {
+            "stage": stage.name,
+            "epoch": self.progress.epoch,
+            "losses": [total / steps for total in totals],
+            "lr": lr,
+            "gradient_norm": norms / steps,
+            "image_passes": self.progress.image_passes,
+        }
+        self.progress.history.append(entry)
+        self.recorder.record("epoch", entry)
+
+    def step(self, images: Tensor, labels: Tensor, epoch: int, step: int, lr: float) -> tuple[list[float], float]:
+        """Train one step: the gradients of all its subnets add up, then the optimizer moves once.
+
+        Args:
+            images: ``[N, C, S, S]``.
+            labels: ``[N]``.
+            epoch, step: name the step's random draws.
+            lr: learning rate of the weights.
+
+        Returns:
+            The loss of each subnet, and the norm of the gradients before clipping.
+        """
+        assert self.optimizer is not None
+        space, settings = self.supernet.space, self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        samples = self.sampler.draw(space, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
+        self.supervision.begin_step(labels)
+        sized = {images.shape[-1]: images}
+        losses = []
+        for position, sample in enumerate(samples):
+            size = space.resolution(sample)
+            if size not in sized:
+                sized[size] = resize(images, size).contiguous(memory_format=torch.channels_last)
+            self.supernet.activate(sample)
+            loss = self.supervision.loss(position, self.supernet(sized[size]), labels)
+            penalty = self._penalty()
+            self._check(float(loss.detach()), "loss", sample, epoch, step)
+            (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+            losses.append(float(loss.detach()))
+            self.progress.image_passes += len(images) * self._macs(sample) / self._largest_macs
+        norm = float(nn.utils.clip_grad_norm_(self.supernet.parameters(), settings.clip_norm))
+        self._check(norm, "gradient norm", samples[0], epoch, step)
+        self.optimizer.step()
+        values = {
+            "stage": self.stages[self.progress.stage].name,
+            "epoch": epoch,
+            "step": step,
+            "losses": losses,
+            "gradient_norm": norm,
+            "clip_ratio": min(1.0, settings.clip_norm / norm) if norm > 0 else 1.0,
+            "lr": lr,
+        }
+        self.recorder.record("step", values)
+        return losses, norm
+
+    def _penalty(self) -> Tensor | None:
+        penalties = [p for p in (q.penalty() for q in self.supernet.quantizers()) if p is not None]
+        return torch.stack(penalties).sum() if penalties else None
+
+    def _check(self, value: float, what: str, sample: Sample, epoch: int, step: int) -> None:
+        if math.isfinite(value):
+            return
+        stage = self.stages[min(self.progress.stage, len(self.stages) - 1)].name
+        raise TrainingDivergedError(
+            f"Training diverged: the {what} is {value} in stage {stage!r}, epoch {epoch}, step {step}, for subnet "
+            f"{self.supernet.space.key(sample)} ({_short(sample)}). The last good checkpoint is kept. "
+            "Lower the learning rate (--lr) or the gradient clipping (--clip-norm), and start a new run."
+        )
+
+
+def _short(sample: Sample) -> str:
+    """Name the first few knobs of a sample."""
+    shown = list(sample.items())[:4]
+    return ", ".join(f"{k}={v}" for k, v in shown) + (", ..." if len(sample) > len(shown) else "")

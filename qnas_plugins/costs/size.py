@@ -1,0 +1,30 @@
+"""Bytes of the bit-packed model: exactly the payload of the file that ``qnas export`` writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qnas.layers import BIAS_BYTES, FLOAT_BITS, GRID_BYTES, SCALE_BYTES
+
+
+class SizeBytes:
+    """Packed weights, biases, one weight scale an output channel, and a grid for each quantized tensor.
+
+    A layer with weights takes ``ceil(weights * bits / 8)`` bytes of codes (or float32 values), 4 for each bias and,
+    if quantized, 4 for each output channel's scale (batch normalisation is folded into it) and 5 for its input's grid
+    (scale and zero point). A tensor that is only put on a grid takes those 5.
+    """
+
+    direction = "min"
+    unit = "bytes"
+
+    def layer_cost(self, layer: Any) -> Any:
+        """Return one layer's bytes."""
+        if layer.kind == "quantize":
+            return layer.out_channels * 0 + GRID_BYTES
+        codes = -(-layer.num_weights * layer.w_bits // 8)
+        quantized = (layer.w_bits < FLOAT_BITS) * 1
+        return codes + layer.out_channels * (BIAS_BYTES + quantized * SCALE_BYTES) + quantized * GRID_BYTES
+
+
+SIZE_BYTES = SizeBytes()

@@ -1,0 +1,64 @@
+"""Registers the built-in plugins, as a third party would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qnas.hookspecs import ComponentSpec, hookimpl
+
+
+@hookimpl
+def qnas_components() -> Iterable[ComponentSpec]:
+    """Yield everything in this package."""
+    yield ComponentSpec(
+        "quantizer", "lsq", "qnas_plugins.quantizers.lsq:LSQ", "Learned step size (Esser et al. 2020), 2 to 8 bits"
+    )
+    yield ComponentSpec(
+        "sampler",
+        "sandwich",
+        "qnas_plugins.samplers.sandwich:Sandwich",
+        "Largest, random ones, smallest (Yu and Huang 2019), as OFA, OQAT and QuantNAS train",
+    )
+    yield ComponentSpec(
+        "supervision",
+        "inplace-distillation",
+        "qnas_plugins.supervisions.inplace:InplaceDistillation",
+        "The largest subnet learns the labels, the others learn from it",
+    )
+    yield ComponentSpec(
+        "supervision", "hard", "qnas_plugins.supervisions.hard:HardLabel", "Every subnet learns the labels"
+    )
+    yield ComponentSpec(
+        "calibrator",
+        "bn",
+        "qnas_plugins.calibrators.bn:BatchNormCalibrator",
+        "Batch normalisation statistics of each subnet from training images",
+    )
+    yield ComponentSpec("cost", "macs", "qnas_plugins.costs.macs:MACS", "Multiply-accumulate operations an image")
+    yield ComponentSpec(
+        "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"
+    )
+    yield ComponentSpec(
+        "cost", "size_bytes", "qnas_plugins.costs.size:SIZE_BYTES", "Bytes of the bit-packed model"
+    )
+    yield ComponentSpec(
+        "dataset",
+        "digits",
+        "qnas_plugins.datasets.digits:Digits",
+        "1,797 handwritten digits, 8x8, embedded in scikit-learn (the default)",
+    )
+    yield ComponentSpec(
+        "task", "classification", "qnas_plugins.tasks.classification:Classification", "Cross-entropy and accuracy"
+    )
+    yield ComponentSpec(
+        "device",
+        "onnxruntime",
+        "qnas_plugins.devices.onnxruntime:OnnxRuntime",
+        "ONNX Runtime on the CPU (embedded default)",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "ofa-evolution",
+        "qnas_plugins.recipes:OFA_EVOLUTION",
+        "Evolution with the numbers of OFA and OQAT: population 100, 500 iterations",
+    )

@@ -1,0 +1,45 @@
+"""In-place distillation: the step's first (largest) subnet teaches the others.
+
+Yu and Huang, "Universally Slimmable Networks", ICCV 2019, Sec. 3.3, https://arxiv.org/abs/1903.05134.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+class InplaceDistillation:
+    """The first subnet of a step learns the labels; the others learn its (detached) softmax. Stateless over steps."""
+
+    def __init__(self) -> None:
+        self._teacher: Tensor | None = None
+
+    def begin_step(self, labels: Tensor) -> None:
+        """Forget the last step's teacher."""
+        self._teacher = None
+
+    def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return cross-entropy against the labels (first) or the teacher's softmax (others), ``[]``.
+
+        Args:
+            position: in the order of the sampler.
+            logits: ``[N, classes]``.
+            labels: ``[N]``.
+        """
+        logits = logits.float()
+        if position == 0:
+            self._teacher = torch.softmax(logits.detach(), dim=1)
+            return F.cross_entropy(logits, labels)
+        assert self._teacher is not None, "the first subnet of a step must come first"
+        return F.cross_entropy(logits, self._teacher)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return an empty state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to take up."""
