@@ -11,6 +11,8 @@ class QnasError(Exception):
     The message says what is wrong, where, what was given, what is allowed and what to do next.
     """
 
+    exit_code = 2
+
 
 class ConfigError(QnasError):
     """A flag or a line of a configuration file has a value that cannot be."""
@@ -30,6 +32,8 @@ class ConstraintError(QnasError):
 
 class TrainingDivergedError(QnasError):
     """A loss was not finite; the last good checkpoint is kept."""
+
+    exit_code = 1
 
 
 class StoreError(QnasError):

@@ -6,7 +6,7 @@ shapes will do. ``qnas.testing`` holds a test suite for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qnas.data import ImageSet
     from qnas.nn.subnet import Subnet
-    from qnas.space import Sample, SearchSpace
+    from qnas.space import Indices, Sample, SearchSpace
 
 State = dict[str, Any]
 """JSON-safe: numbers, strings, booleans, lists and dicts of them. Never a pickled object."""
@@ -110,11 +110,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What a strategy sees: the space, what to optimise, and a source of samples that meet the cost constraints."""
+    """What a strategy sees: the space, what to optimise, and samples that meet the constraints on costs.
+
+    Attributes:
+        draw: returns ``[n, num_knobs]`` feasible samples.
+        repair: returns the given samples, made feasible.
+    """
 
     space: SearchSpace
     objectives: tuple[Objective, ...]
-    repair: Any  # Callable[[Indices, np.random.Generator], Indices]: same shape, every row feasible
+    draw: Callable[[np.random.Generator, int], Indices]
+    repair: Callable[[Indices, np.random.Generator], Indices]
     seed: int
 
 

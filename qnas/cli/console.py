@@ -1,0 +1,151 @@
+"""What a user sees in the terminal: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+TRIALS_A_LINE = 10  # when piped
+
+
+def stdout_console() -> Console:
+    """Return a console for results; wide enough for tables when piped."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def make_recorder(quiet: bool) -> ProgressRecorder | LineRecorder | None:
+    """Return what shows progress: bars on a terminal, lines when piped, nothing when quiet."""
+    if quiet:
+        return None
+    return ProgressRecorder() if sys.stderr.isatty() else LineRecorder()
+
+
+class LineRecorder:
+    """One line an epoch and for every few trials, for logs."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._total = 0
+
+    def record(self, event: str, values: Mapping[str, Any]) -> None:
+        """Print the events that a log wants."""
+        text = None
+        if event == "stage":
+            text = f"train: stage {values['name']}, {values['epochs']} epochs of {values['steps']} steps"
+        elif event == "epoch":
+            text = f"train: {values['stage']} epoch {values['epoch'] + 1}, {_losses(values['losses'])}"
+        elif event == "search":
+            self._total = values["evaluations"]
+            text = f"search: {values['name']}, {self._total} evaluations"
+        elif event == "trial" and (values["number"] % TRIALS_A_LINE == 0 or values["number"] == self._total):
+            text = f"search: {values['number']}/{self._total}"
+        elif event == "phase" and values["state"] == "end":
+            text = f"{values['name']}: done in {values['seconds']:.1f} s"
+        if text is not None:
+            click.echo(f"[{time.monotonic() - self._start:6.1f} s] {text}", err=True)
+
+
+class ProgressRecorder:
+    """Bars with rate and time left."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._steps = 0
+
+    def _begin(self, description: str, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn
+
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+        self._task = self._progress.add_task(description, total=total, rate="", note="")
+
+    def _advance(self, note: str, unit: str) -> None:
+        if self._progress is None or self._task is None:
+            return
+        task = next(t for t in self._progress.tasks if t.id == self._task)
+        rate = f"{task.speed:.1f} {unit}/s" if task.speed else ""
+        self._progress.update(self._task, advance=1, rate=rate, note=note)
+
+    def close(self) -> None:
+        """Leave the finished bars on the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def record(self, event: str, values: Mapping[str, Any]) -> None:
+        """Move the bar that the event belongs to."""
+        if event == "stage":
+            self._begin(f"train {values['name']}", values["epochs"] * values["steps"])
+        elif event == "step":
+            self._advance(_losses(values["losses"]), "steps")
+        elif event == "search":
+            self._begin(f"search {values['name']}", values["evaluations"])
+        elif event == "trial":
+            best = values["metrics"]
+            self._advance(f"{values['key'][:8]} {next(iter(best))} {next(iter(best.values())):.3f}", "subnets")
+        elif event == "phase" and values["state"] == "end":
+            self.close()
+
+
+def _losses(losses: list[float]) -> str:
+    if len(losses) == 1:
+        return f"loss {losses[0]:.3f}"
+    return f"loss {losses[0]:.3f} largest, {losses[-1]:.3f} smallest"
+
+
+def print_json(value: Any) -> None:
+    """Print a result for programs."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def print_front(front: Mapping[str, Any]) -> None:
+    """Print the front as a table."""
+    from rich.table import Table
+
+    metric = front["metric"]
+    costs = [name for name in front["points"][0]["metrics"] if name != metric] if front["points"] else []
+    images = front["num_images"]
+    table = Table(title=f"Front of {front['evaluations']} subnets ({front['search']})", title_justify="left")
+    table.add_column("subnet")
+    table.add_column(f"{metric}, search ({images['search']})", justify="right")
+    table.add_column(f"{metric}, test ({images['test']})", justify="right")
+    for name in costs:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for point in front["points"]:
+        test = point["test"]
+        chosen = point["key"] == front["chosen"]
+        table.add_row(
+            point["key"],
+            f"{point['metrics'][metric]:.2%} ± {point['standard_error']:.2%}",
+            f"{test[metric]:.2%} ± {test['standard_error']:.2%}",
+            *(f"{int(point['metrics'][name]):,}" for name in costs),
+            "chosen" if chosen else "",
+            style="bold" if chosen else None,
+        )
+    stdout_console().print(table)

@@ -1,0 +1,53 @@
+"""``qnas evaluate``: judge one subnet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qnas.cli.options import output_options
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--config", metavar="KEY", help="Key of a trial, largest or smallest; the chosen one by default.")
+@click.option("--sample", "sample_file", type=click.Path(path_type=Path), help="TOML file of knob values instead.")
+@click.option("--split", type=click.Choice(["search", "test"]), default="search", show_default=True)
+@output_options
+def command(quiet: bool, as_json: bool, config: str | None, sample_file: Path | None, split: str, **params: Any) -> None:
+    """Judge one subnet of RUN.
+
+    Choose among subnets on the search split; look at the test split only to report.
+
+    \b
+    Examples:
+      qnas evaluate runs/a --config largest
+      qnas evaluate runs/a --config 3f2a --split test
+      qnas evaluate runs/a --sample mine.toml
+    """
+    from qnas.cli import console
+    from qnas.cli.session import open_session
+    from qnas.config import read_toml
+    from qnas.search import standard_error
+
+    with open_session(params, quiet=quiet or as_json) as session:
+        run = session.run
+        if sample_file is None:
+            sample = run.resolve(config)
+        else:
+            sample = read_toml(sample_file)
+            run.space.validate(sample)
+        evaluation = run.evaluate(sample, split)
+        metric = run.evaluator.task.metric
+        error = standard_error(evaluation.metrics[metric], len(evaluation.correct))
+        key = run.space.key(sample)
+        if as_json:
+            value = {"key": key, "split": split, "sample": sample, "metrics": evaluation.metrics}
+            console.print_json({**value, "standard_error": error, "num_images": len(evaluation.correct)})
+            return
+        click.echo(f"{key} on {len(evaluation.correct)} images of the {split} split:")
+        for name, number in evaluation.metrics.items():
+            shown = f"{number:.2%} ± {error:.2%}" if name == metric else f"{int(number):,}"
+            click.echo(f"  {name:12} {shown}")

@@ -1,0 +1,38 @@
+"""``qnas export``: a subnet as integer ONNX and as a bit-packed file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qnas.cli.options import output_options
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--config", metavar="KEY", help="Key of a trial, largest or smallest; the chosen one by default.")
+@click.option("--all", "whole_front", is_flag=True, help="Every point of the last search's front.")
+@output_options
+def command(quiet: bool, as_json: bool, config: str | None, whole_front: bool, **params: Any) -> None:
+    """Write subnets of RUN as QDQ ONNX (int8 weights, int32 biases, exactly the trained scales) and bit-packed.
+
+    \b
+    Examples:
+      qnas export runs/a
+      qnas export runs/a --config 3f2a
+      qnas export runs/a --all
+    """
+    from qnas.cli import console
+    from qnas.cli.session import open_session
+
+    with open_session(params, quiet=quiet or as_json) as session:
+        run = session.run
+        samples = run.front_samples() if whole_front else [run.resolve(config)]
+        results = [run.export(sample) for sample in samples]
+        if as_json:
+            console.print_json(results)
+            return
+        for result in results:
+            console.print_export(run.store.path, result)

@@ -1,0 +1,222 @@
+"""Flags and the settings that they stand for: one table, so that a TOML file can say whatever a flag can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from qnas.config import RunConfig
+    from qnas.plugins import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class IntList(click.ParamType):
+    """Whole numbers separated by commas, such as ``2,3,4``."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the numbers as a list, ascending."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return sorted(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 2,3,4", param, ctx)
+
+
+INT_LIST = IntList()
+MODEL = "model"
+TRAINING = "training"
+SEARCHING = "search"
+
+# parameter -> (settings, group, click arguments)
+_FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] = {
+    "data": (("data.name",), MODEL, ("--data",), {"help": "Data set; `digits` is embedded."}),
+    "image_size": (("data.image_size",), MODEL, ("--image-size",), {"type": int, "help": "Pixels."}),
+    "space": (("space.name",), MODEL, ("--space",), {"help": "Search space."}),
+    "se": (("space.options.se",), MODEL, ("--se/--no-se",), {"help": "Squeeze-excite, where the space has it."}),
+    "act": (("space.options.act",), MODEL, ("--act",), {"help": "Activation: auto, relu or h-swish."}),
+    "quantizer": (
+        ("quantization.weight_quantizer", "quantization.act_quantizer"),
+        MODEL,
+        ("--quantizer",),
+        {"help": "Quantizer of weights and activations."},
+    ),
+    "weight_quantizer": (("quantization.weight_quantizer",), MODEL, ("--weight-quantizer",), {"help": "Of weights."}),
+    "act_quantizer": (("quantization.act_quantizer",), MODEL, ("--act-quantizer",), {"help": "Of activations."}),
+    "w_bits": (("quantization.w_bits",), MODEL, ("--w-bits",), {"type": INT_LIST, "help": "Weight bits to search."}),
+    "a_bits": (
+        ("quantization.a_bits",),
+        MODEL,
+        ("--a-bits",),
+        {"type": INT_LIST, "help": "Activation bits to search."},
+    ),
+    "granularity": (
+        ("quantization.granularity",),
+        MODEL,
+        ("--bits-granularity",),
+        {"type": click.Choice(["network", "stage", "block", "layer"]), "help": "What shares one bit-width."},
+    ),
+    "per_channel": (
+        ("quantization.weight_options.per_channel",),
+        MODEL,
+        ("--per-channel/--per-tensor",),
+        {"help": "One weight step an output channel, or one a tensor."},
+    ),
+    "negative": (
+        ("quantization.act_options.negative",),
+        MODEL,
+        ("--negative",),
+        {"type": click.Choice(["signed", "zero-point"]), "help": "Grid of activations that can be negative."},
+    ),
+    "folding": (
+        ("quantization.folding",),
+        MODEL,
+        ("--folding",),
+        {"type": click.Choice(["none", "moving", "batch"]), "help": "Statistics folded into weights in training."},
+    ),
+    "sampler": (("train.sampler",), TRAINING, ("--sampler",), {"help": "Draws the subnets of a step."}),
+    "supervision": (("train.supervision",), TRAINING, ("--supervision",), {"help": "What subnets should answer."}),
+    "float_epochs": (("train.float_epochs",), TRAINING, ("--float-epochs",), {"type": int, "help": "Before quantizing."}),
+    "epochs": (("train.epochs",), TRAINING, ("--epochs",), {"type": int, "help": "Quantized epochs."}),
+    "batch_size": (("train.batch_size",), TRAINING, ("--batch-size",), {"type": int, "help": "Images a step."}),
+    "lr": (("train.lr",), TRAINING, ("--lr",), {"type": float, "help": "Peak learning rate."}),
+    "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
+    "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
+    "threads": (("threads",), TRAINING, ("--threads",), {"type": int, "help": "CPU threads; results depend on it."}),
+    "strategy": (("search.strategy",), SEARCHING, ("--strategy",), {"help": "Search strategy."}),
+    "evaluations": (("search.evaluations",), SEARCHING, ("--evaluations",), {"type": int, "help": "Subnets to judge."}),
+    "objective": (
+        ("search.objectives",),
+        SEARCHING,
+        ("--objective",),
+        {"multiple": True, "metavar": "METRIC", "help": "accuracy or a cost; repeat for several."},
+    ),
+    "constraint": (
+        ("search.constraints",),
+        SEARCHING,
+        ("--constraint",),
+        {"multiple": True, "metavar": "TEXT", "help": 'Such as "bitops<=2e8"; repeat for several.'},
+    ),
+}
+_LISTS = {
+    "space_option": ("space.options.", MODEL, "--space-option", "Option of the space, such as kernels=3,5."),
+    "strategy_option": ("search.options.", SEARCHING, "--strategy-option", "Option of the strategy."),
+}
+
+
+def config_options(*groups: str) -> Callable[[F], F]:
+    """Add the flags of the given groups, and those that name a recipe, a TOML file or any setting."""
+
+    def decorate(function: F) -> F:
+        found: list[Callable[[F], F]] = []
+        for name, (paths, group, flags, options) in _FLAGS.items():
+            if group in groups:
+                shown = {"default": None, **options}
+                shown["help"] = f"{options['help']} [{paths[0]}]"
+                found.append(click.option(*flags, name, **shown))
+        for name, (_, group, flag, text) in _LISTS.items():
+            if group in groups:
+                found.append(click.option(flag, name, multiple=True, metavar="NAME=VALUE", help=text))
+        found.append(
+            click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting of the TOML file.")
+        )
+        for option in reversed(found):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the given flags stand for, by path; those not given are left out."""
+    from qnas.config import parse_setting
+
+    found: dict[str, Any] = {}
+    for name, (paths, _, _, _) in _FLAGS.items():
+        value = params.get(name)
+        if value is None or value == ():
+            continue
+        for path in paths:
+            found[path] = list(value) if isinstance(value, tuple) else value
+    for name, (prefix, _, _, _) in _LISTS.items():
+        for text in params.get(name) or ():
+            path, value = parse_setting(text)
+            found[prefix + path] = value
+    for text in params.get("settings") or ():
+        path, value = parse_setting(text)
+        found[path] = value
+    for flag in ("weight_quantizer", "act_quantizer"):  # the narrower flag wins over --quantizer
+        if params.get(flag) is not None:
+            found[f"quantization.{flag}"] = params[flag]
+    return found
+
+
+def resolve_config(registry: Registry, params: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of a new run: defaults, then recipe, then TOML file, then flags."""
+    from qnas.config import load_config, nested, read_toml
+
+    layers: list[Mapping[str, Any]] = []
+    if params.get("recipe"):
+        layers.append(read_toml(Path(str(registry.load("recipe", params["recipe"])))))
+    if params.get("config_file"):
+        layers.append(read_toml(Path(params["config_file"])))
+    layers.append(nested(flag_settings(params)))
+    return load_config(*layers)
+
+
+def refuse_changes(stored: RunConfig, params: Mapping[str, Any], path: Path) -> None:
+    """Refuse flags that differ from the configuration of the run that is to go on.
+
+    Raises:
+        ConfigError: names the setting and both values.
+    """
+    from qnas.config import flat
+    from qnas.errors import ConfigError
+
+    if params.get("recipe") or params.get("config_file"):
+        raise ConfigError(
+            f"--resume goes on with the configuration in {path}; --recipe and --config-file cannot change it. "
+            "Leave them out, or start a new run."
+        )
+    old = flat(stored.model_dump(mode="json", exclude_none=True))
+    for name, value in flag_settings(params).items():
+        if old.get(name) != value:
+            raise ConfigError(
+                f"--resume cannot change {name}: the run in {path} has {old.get(name)!r}, given is {value!r}. "
+                "Leave the flag out, or start a new run with another --out."
+            )
+
+
+def default_directory(config: RunConfig) -> Path:
+    """Return the next free ``runs/NNN-space-quantizer-strategy``."""
+    quantization = config.quantization
+    quantizers = dict.fromkeys([quantization.weight_quantizer, quantization.act_quantizer])
+    name = "-".join([config.space.name, *quantizers, config.search.strategy]).replace(":", "-")
+    root = Path("runs")
+    taken = [int(p.name[:3]) for p in root.glob("[0-9][0-9][0-9]-*")] if root.is_dir() else []
+    return root / f"{max(taken, default=0) + 1:03d}-{name}"
+
+
+def output_options(function: F) -> F:
+    """Add ``--quiet`` and ``--json``."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Print no progress.")(function)
+
+
+def start_options(function: F) -> F:
+    """Add where a run's settings and its directory come from."""
+    for option in (
+        click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder."),
+        click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run; a new one in runs/ by default."),
+        click.option("--config-file", type=click.Path(path_type=Path), help="TOML file of settings; flags win."),
+        click.option("--recipe", help="Settings to start from; see `qnas plugins --kind recipe`."),
+    ):
+        function = option(function)
+    return function

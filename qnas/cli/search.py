@@ -1,0 +1,49 @@
+"""``qnas search``: search a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qnas.cli.options import SEARCHING, config_options, output_options
+
+
+@click.command("search")
+@click.argument("run", type=click.Path(path_type=Path))
+@config_options(SEARCHING)
+@output_options
+def command(quiet: bool, as_json: bool, **params: Any) -> None:
+    """Search the trained supernet in RUN, with its own settings or others.
+
+    A search with the settings of an earlier one goes on with it; other settings begin a new one beside it. Judged
+    subnets are never judged again.
+
+    \b
+    Examples:
+      qnas search runs/a
+      qnas search runs/a --strategy random --evaluations 100
+      qnas search runs/a --objective accuracy --constraint "size_bytes<=60000"
+    """
+    from qnas.cli import console
+    from qnas.cli.options import flag_settings
+    from qnas.cli.session import open_session
+    from qnas.config import load_config, nested
+    from qnas.errors import ConfigError
+
+    with open_session(params, quiet=quiet or as_json) as session:
+        changes = flag_settings(params)
+        for name in changes:
+            if not name.startswith("search."):
+                raise ConfigError(
+                    f"`qnas search` cannot change {name}: the supernet in {session.run.store.path} is trained with it. "
+                    "Only search.* can be set; start a new run for the rest."
+                )
+        if "search.strategy" in changes and not any(name.startswith("search.options.") for name in changes):
+            changes["search.options"] = {}
+        stored = session.run.config.model_dump(mode="json", exclude_none=True)
+        if "search.options" in changes:
+            stored["search"]["options"] = {}
+        front = session.run.search(load_config(stored, nested(changes)))
+        console.print_json(front) if as_json else console.print_front(front)

@@ -1,0 +1,36 @@
+"""``qnas train``: the supernet alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qnas.cli.options import MODEL, SEARCHING, TRAINING, config_options, output_options, start_options
+
+
+@click.command("train")
+@start_options
+@config_options(MODEL, TRAINING, SEARCHING)
+@output_options
+def command(quiet: bool, as_json: bool, **params: Any) -> None:
+    """Train the supernet of a new run, or go on with one; `qnas search` follows.
+
+    \b
+    Examples:
+      qnas train --out runs/a --epochs 20
+      qnas train --resume runs/a
+    """
+    from qnas.cli import console
+    from qnas.cli.session import open_session
+
+    with open_session(params, quiet=quiet or as_json) as session:
+        progress = session.run.train()
+        path = session.run.store.path
+        if as_json:
+            console.print_json({"run": str(path), "history": progress.history})
+            return
+        last = progress.history[-1]
+        click.echo(f"Trained: {path}")
+        click.echo(f"Last epoch ({last['stage']}): " + ", ".join(f"{loss:.3f}" for loss in last["losses"]))
+        click.echo(f"Next: qnas search {path}")

@@ -1,0 +1,41 @@
+"""``qnas verify``: does the exported model answer as promised?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qnas.cli.options import output_options
+
+
+@click.command("verify")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--config", metavar="KEY", help="Key of an exported subnet; the chosen one by default.")
+@click.option("--all", "exported", is_flag=True, help="Every exported subnet.")
+@output_options
+def command(quiet: bool, as_json: bool, config: str | None, exported: bool, **params: Any) -> None:
+    """Run the exported model over the whole test split and compare it with the fake-quantized subnet.
+
+    Exit code 1 when they drift apart.
+
+    \b
+    Examples:
+      qnas verify runs/a
+      qnas verify runs/a --all
+    """
+    from qnas.cli import console
+    from qnas.cli.session import open_session
+
+    with open_session(params, quiet=quiet or as_json) as session:
+        run = session.run
+        samples = run.exported_samples() if exported else [run.resolve(config)]
+        results = [run.verify(sample) for sample in samples]
+        if as_json:
+            console.print_json(results)
+        else:
+            for result in results:
+                console.print_verification(result)
+        if not all(result["passed"] for result in results):
+            raise click.exceptions.Exit(1)

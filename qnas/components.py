@@ -1,0 +1,186 @@
+"""From a configuration to the parts of a run: resolves names through the registry, checks roles and options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from qnas.config import RunConfig
+from qnas.data import Data, ImageSet, prepare
+from qnas.errors import ConfigError, PluginError, unknown_name
+from qnas.evaluate import Evaluator, EvaluatorSettings
+from qnas.nn.folding import folding_policy
+from qnas.nn.quantizer import Quantizer, QuantizerSite
+from qnas.nn.supernet import BuildContext, Supernet
+from qnas.plugins import Registry
+from qnas.protocols import CostModel, SearchProblem, Strategy
+from qnas.rng import integer_seed
+from qnas.space import Knob, QuantScheme, SearchSpace, Site
+from qnas.train import Stage, TrainBatches, Trainer, TrainSettings
+
+ROLE_FLAGS = {"weight": "--weight-quantizer", "activation": "--act-quantizer"}
+
+
+def make(component: Any, what: str, section: str, options: Mapping[str, Any], *args: Any, **given: Any) -> Any:
+    """Call a component's constructor with the user's options, checked by name first.
+
+    Raises:
+        ConfigError: an option that it does not have, or a value that it cannot take.
+    """
+    parameters = inspect.signature(component).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    allowed = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in given]
+    for name in options:
+        if name not in allowed and not open_ended:
+            raise ConfigError(unknown_name(f"The option of {what}", name, allowed, f"Correct [{section}]."))
+    try:
+        return component(*args, **given, **options)
+    except (TypeError, ValueError) as error:
+        listed = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "none"
+        raise ConfigError(f"{what} does not take the options given ({listed}): {error}. Correct [{section}].") from error
+
+
+def load_data(registry: Registry, config: RunConfig) -> Data:
+    """Load, size and split the data set."""
+    dataset = registry.load("dataset", config.data.name)()
+    images: ImageSet = dataset.load(**config.data.options)
+    return prepare(
+        images,
+        image_size=config.data.image_size or images.image_size or images.images.shape[-1],
+        seed=config.seed,
+        fractions=(config.data.search_fraction, config.data.test_fraction),
+    )
+
+
+def quantizer_class(registry: Registry, name: str, role: str) -> type[Quantizer]:
+    """Return a quantizer, if it can play the role.
+
+    Raises:
+        PluginError: it cannot; names the flag to use.
+    """
+    found: type[Quantizer] = registry.load("quantizer", name)
+    if role not in found.roles:
+        other = ROLE_FLAGS[next(iter(found.roles))]
+        raise PluginError(
+            f"Quantizer {name!r} is for {' and '.join(sorted(found.roles))}s, not for {role}s. Use {other} {name}, and "
+            f"choose another for {ROLE_FLAGS[role]}."
+        )
+    return found
+
+
+def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpace:
+    """Return the search space with its bit knobs and the knobs that the quantizers add."""
+    quantization = config.quantization
+    classes = [
+        quantizer_class(registry, quantization.weight_quantizer, "weight"),
+        quantizer_class(registry, quantization.act_quantizer, "activation"),
+    ]
+
+    def site_knobs(site: Site) -> Iterable[Knob]:
+        seen = dict.fromkeys(classes)  # one class in both roles adds its knobs once
+        return [knob for cls in seen for knob in cls.knobs(site)]
+
+    scheme = QuantScheme(
+        quantization.w_bits, quantization.a_bits, quantization.granularity, site_knobs=site_knobs
+    )
+    space: SearchSpace = make(
+        registry.load("space", config.space.name),
+        f"space {config.space.name!r}",
+        "space.options",
+        config.space.options,
+        scheme,
+        image_size=int(data.train.images.shape[-1]),
+        num_classes=data.num_classes,
+        image_channels=data.channels,
+    )
+    return space
+
+
+def build_supernet(registry: Registry, config: RunConfig, space: SearchSpace, data: Data) -> Supernet:
+    """Return the supernet with weights drawn from the seed."""
+    quantization = config.quantization
+
+    def maker(name: str, role: str, options: Mapping[str, Any], section: str) -> Callable[[QuantizerSite], Quantizer]:
+        cls = quantizer_class(registry, name, role)
+
+        def build(site: QuantizerSite) -> Quantizer:
+            quantizer: Quantizer = make(cls, f"quantizer {name!r}", section, options, site)
+            return quantizer
+
+        return build
+
+    context = BuildContext(
+        space,
+        maker(quantization.weight_quantizer, "weight", quantization.weight_options, "quantization.weight_options"),
+        maker(quantization.act_quantizer, "activation", quantization.act_options, "quantization.act_options"),
+        data.pixels.affine(),
+        folding_policy(quantization.folding),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(integer_seed(config.seed, "weights"))
+        supernet = space.build(context)
+    return supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def build_trainer(registry: Registry, config: RunConfig, supernet: Supernet, data: Data, recorder: Any) -> Trainer:
+    """Return a trainer at its start."""
+    train = config.train
+    return Trainer(
+        supernet,
+        TrainBatches(data.train, data.pixels, data.augmentation, train.batch_size, config.seed),
+        registry.load("sampler", train.sampler)(),
+        registry.load("supervision", train.supervision)(),
+        tuple(Stage(s.name, s.epochs, s.lr, s.quantize) for s in train.all_stages()),
+        TrainSettings(
+            num_subnets=train.num_subnets,
+            weight_decay=train.weight_decay,
+            quantizer_lr=train.quantizer_lr,
+            clip_norm=train.clip_norm,
+            warmup=train.warmup,
+            start_images=train.start_images,
+            seed=config.seed,
+        ),
+        recorder,
+    )
+
+
+def cost_models(registry: Registry) -> dict[str, CostModel]:
+    """Return every registered cost model; a broken one is left out unless its name is asked for."""
+    models = {}
+    for component in registry.components("cost"):
+        models[component.spec.name] = registry.find("cost", component.spec.name).load()
+    return models
+
+
+def build_evaluator(registry: Registry, config: RunConfig, supernet: Supernet, data: Data, stage: str) -> Evaluator:
+    """Return the evaluator that every strategy and command shares."""
+    evaluation = config.evaluation
+    return Evaluator(
+        supernet,
+        data,
+        registry.load("task", config.task)(),
+        [registry.load("calibrator", name)() for name in evaluation.calibrators],
+        cost_models(registry),
+        EvaluatorSettings(
+            calibration_images=evaluation.calibration_images,
+            calibration_batch=evaluation.calibration_batch,
+            batch_size=evaluation.batch_size,
+            precision=config.precision,
+            stage=stage,
+            seed=config.seed,
+        ),
+    )
+
+
+def strategy_maker(registry: Registry, name: str, options: Mapping[str, Any]) -> Callable[[SearchProblem], Strategy]:
+    """Return what makes the strategy for a problem."""
+    cls = registry.load("strategy", name)
+
+    def build(problem: SearchProblem) -> Strategy:
+        strategy: Strategy = make(cls, f"strategy {name!r}", "search.options", options, problem)
+        return strategy
+
+    return build

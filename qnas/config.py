@@ -1,0 +1,240 @@
+"""The configuration of a run: defaults, recipe, TOML file and flags, validated once. Loaded only by commands that run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qnas.errors import ConfigError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+MAX_DEFAULT_THREADS = 4  # small networks gain nothing from more
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Which images, and how they are split."""
+
+    name: str = "digits"
+    image_size: int | None = Field(None, ge=8, le=1024, description="pixels; the data set's own by default")
+    search_fraction: float = Field(0.2, gt=0, lt=0.5)
+    test_fraction: float = Field(0.2, gt=0, lt=0.5)
+    options: dict[str, Any] = {}
+
+
+class SpaceConfig(_Section):
+    """Which search space; its options are those of the space's constructor."""
+
+    name: str = "mbv3"
+    options: dict[str, Any] = {}
+
+
+class QuantizationConfig(_Section):
+    """Quantizers, and the bit-widths to search."""
+
+    weight_quantizer: str = "lsq"
+    act_quantizer: str = "lsq"
+    w_bits: tuple[int, ...] = (3, 4)
+    a_bits: tuple[int, ...] = (4,)
+    granularity: Literal["network", "stage", "block", "layer"] = "network"
+    folding: Literal["none", "moving", "batch"] = "none"
+    weight_options: dict[str, Any] = {}
+    act_options: dict[str, Any] = {}
+
+
+class StageConfig(_Section):
+    """One training stage."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    quantize: bool = True
+
+
+class TrainConfig(_Section):
+    """The supernet's training. ``stages`` replaces the float stage and the quantized stage that follow from the rest."""
+
+    sampler: str = "sandwich"
+    supervision: str = "inplace-distillation"
+    num_subnets: int = Field(4, ge=1, description="subnets a step")
+    batch_size: int = Field(64, ge=2)
+    float_epochs: int = Field(4, ge=0)
+    epochs: int = Field(8, ge=0, description="quantized epochs")
+    lr: float = Field(6e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    quantizer_lr: float = Field(1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
+    clip_norm: float = Field(10.0, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    start_images: int = Field(256, ge=1)
+    stages: tuple[StageConfig, ...] = ()
+
+    def all_stages(self) -> tuple[StageConfig, ...]:
+        """Return the stages, in order."""
+        if self.stages:
+            return self.stages
+        stages = []
+        if self.float_epochs:
+            stages.append(StageConfig(name="float", epochs=self.float_epochs, lr=self.lr, quantize=False))
+        if self.epochs:
+            stages.append(StageConfig(name="quantized", epochs=self.epochs, lr=self.lr, quantize=True))
+        return tuple(stages)
+
+
+class SearchConfig(_Section):
+    """The search; its options are those of the strategy's constructor."""
+
+    strategy: str = "evolution"
+    evaluations: int = Field(60, ge=1)
+    objectives: tuple[str, ...] = ("accuracy", "bitops")
+    constraints: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+
+
+class EvaluationConfig(_Section):
+    """How a subnet is judged."""
+
+    calibrators: tuple[str, ...] = ("bn",)
+    calibration_images: int = Field(500, ge=2)
+    calibration_batch: int = Field(100, ge=2)
+    batch_size: int = Field(256, ge=1)
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's results."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int = Field(default_factory=lambda: min(MAX_DEFAULT_THREADS, len(_cpus())), ge=1)
+    device: Literal["cpu"] = "cpu"
+    precision: Literal["float32"] = "float32"
+    task: str = "classification"
+    deploy_device: str = "onnxruntime"
+    data: DataConfig = DataConfig()
+    space: SpaceConfig = SpaceConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML that :func:`load_config` reads back to an equal one."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def load_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """Merge nested dictionaries, later ones first in rank, and validate the result.
+
+    Raises:
+        ConfigError: names the first wrong entry, what was given and what is allowed.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from error
+    if not config.train.all_stages():
+        raise ConfigError(
+            "train.float_epochs and train.epochs are both 0: nothing would be trained. Give at least one epoch."
+        )
+    names = [stage.name for stage in config.train.all_stages()]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"train.stages must have different names; given: {', '.join(names)}. Rename one.")
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file as nested dictionaries.
+
+    Raises:
+        ConfigError: it is absent or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}. Check --config-file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {path} is no valid TOML: {error}. Correct that line.") from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the entries of ``over`` put over it, table by table."""
+    merged = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
+    result: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        table = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{path!r} does not name a setting: {parent!r} is one value. See `qnas run --help`.")
+        table[leaf] = value
+    return result
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as ``{"a.b": 1}``."""
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{name}."))
+        else:
+            result[prefix + name] = value
+    return result
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return the path and value of ``PATH=VALUE``; the value is TOML, or plain text if it is none.
+
+    ``1,2,3`` is read as a list.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"{text!r} is not of the form NAME=VALUE. For example --set train.lr=0.01.")
+    for source in (value, f"[{value}]") if "," in value else (value,):
+        try:
+            return path.strip(), tomllib.loads(f"value = {source}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+    return path.strip(), value
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model: Any = RunConfig
+        for part in first["loc"][:-1]:
+            field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+            model = field.annotation if field is not None else model
+        names = list(getattr(model, "model_fields", {}))
+        return unknown_name("The setting", path, names, "Correct the TOML file or --set.")
+    return f"The setting {path} cannot be {first['input']!r}: {first['msg']}. Correct it in the TOML file or its flag."

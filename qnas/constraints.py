@@ -1,0 +1,153 @@
+"""Constraints by name, and populations that meet them. A constraint that nothing meets is an error, not a loop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qnas.costs import CostTable
+from qnas.errors import ConfigError, ConstraintError, unknown_name
+from qnas.rng import generator
+from qnas.space import Indices
+
+_PATTERN = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE_]+)\s*$")
+PROBES = 2000  # random samples from which the search for a feasible one starts
+ATTEMPTS = 20  # rounds of rejection before samples are repaired instead
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """``name <= limit`` or ``name >= limit``."""
+
+    name: str
+    sense: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.sense}{self.limit:g}"
+
+    def violation(self, value: Any) -> Any:
+        """Return how far ``value`` (a number or an array) misses the limit, relative to it; 0 where it is met."""
+        excess = value - self.limit if self.sense == "<=" else self.limit - value
+        return np.maximum(excess, 0) / (abs(self.limit) or 1.0)
+
+
+def parse_constraint(text: str, metrics: Sequence[str]) -> Constraint:
+    """Return the constraint that ``text`` says, for example ``bitops<=2e8``.
+
+    Raises:
+        ConfigError: it is malformed, or names no metric.
+    """
+    match = _PATTERN.match(text)
+    try:
+        limit = float(match[3]) if match else float("nan")
+    except ValueError:
+        limit = float("nan")
+    if match is None or not np.isfinite(limit):
+        raise ConfigError(
+            f"The constraint {text!r} is not of the form NAME<=NUMBER or NAME>=NUMBER. "
+            f'For example --constraint "bitops<=2e8"; names: {", ".join(metrics)}.'
+        )
+    if match[1] not in metrics:
+        raise ConfigError(unknown_name("The constraint's metric", match[1], metrics, f"Correct {text!r}."))
+    return Constraint(match[1], match[2], limit)
+
+
+def total_violation(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> float:
+    """Return the sum of all violations, 0 where every constraint is met."""
+    return float(sum(c.violation(metrics[c.name]) for c in constraints))
+
+
+class FeasibleSet:
+    """The samples of a space that meet the constraints on costs.
+
+    Args:
+        table: of the space's costs.
+        constraints: on costs; those on measured metrics are not known before a subnet is judged.
+        seed: of the search for a feasible sample.
+
+    Raises:
+        ConstraintError: nothing meets them; the message says how close the space comes.
+    """
+
+    def __init__(self, table: CostTable, constraints: Sequence[Constraint], seed: int) -> None:
+        self.table = table
+        self.constraints = [c for c in constraints if c.name in table.models]
+        self.space = table.space
+        self._anchor = self._find_anchor(seed)
+
+    def violation(self, indices: Indices) -> np.ndarray[Any, Any]:
+        """Return ``[n]`` total violations."""
+        total = np.zeros(len(indices))
+        if self.constraints:
+            costs = self.table.costs(indices, sorted({c.name for c in self.constraints}))
+            for constraint in self.constraints:
+                total += constraint.violation(costs[constraint.name])
+        return total
+
+    def draw(self, rng: np.random.Generator, n: int) -> Indices:
+        """Return ``n`` feasible samples, ``[n, num_knobs]``: uniform ones, repaired only where those are too rare."""
+        found = np.empty((0, len(self.space.knobs)), dtype=np.int64)
+        for _ in range(ATTEMPTS):
+            drawn = self.space.draw(rng, 2 * n)
+            found = np.concatenate([found, drawn[self.violation(drawn) == 0]])
+            if len(found) >= n:
+                return found[:n]
+        return np.concatenate([found, self.repair(self.space.draw(rng, n - len(found)), rng)])
+
+    def repair(self, indices: Indices, rng: np.random.Generator) -> Indices:
+        """Return the samples made feasible: knobs of a feasible sample are taken over, one by one, until they are."""
+        rows = indices.copy()
+        for row in np.flatnonzero(self.violation(rows) > 0):
+            order = rng.permutation(rows.shape[1])
+            for column in order:
+                rows[row, column] = self._anchor[column]
+                if self.violation(rows[row : row + 1])[0] == 0:
+                    break
+        return rows
+
+    def _find_anchor(self, seed: int) -> Indices:
+        rng = generator(seed, "feasible")
+        sizes = np.array([len(knob.choices) for knob in self.space.knobs])
+        start = np.concatenate([np.zeros((1, len(sizes)), np.int64), (sizes - 1)[None], self.space.draw(rng, PROBES)])
+        violations = self.violation(start)
+        best, least = start[0], np.inf
+        for row in start[np.argsort(violations, kind="stable")[:8]]:
+            descended, violation = self._descend(row.copy(), sizes)
+            if violation < least:
+                best, least = descended, violation
+            if least == 0:
+                return best
+        self._refuse(best)
+        raise AssertionError("unreachable")
+
+    def _descend(self, row: Indices, sizes: Indices) -> tuple[Indices, float]:
+        """Lower the violation one knob at a time, until no knob helps."""
+        least = float(self.violation(row[None])[0])
+        while least > 0:
+            rows = [row]
+            for column, size in enumerate(sizes):
+                for value in range(size):
+                    changed = row.copy()
+                    changed[column] = value
+                    rows.append(changed)
+            candidates = np.stack(rows)
+            violations = self.violation(candidates)
+            choice = int(np.argmin(violations))
+            if violations[choice] >= least:
+                break
+            row, least = candidates[choice], float(violations[choice])
+        return row, least
+
+    def _refuse(self, nearest: Indices) -> None:
+        costs = self.table.costs(nearest[None], sorted({c.name for c in self.constraints}))
+        wanted = ", ".join(str(c) for c in self.constraints)
+        reached = ", ".join(f"{name}={int(value[0]):,}" for name, value in costs.items())
+        raise ConstraintError(
+            f"No subnet of space {self.space.name!r} meets {wanted}. The closest one has {reached}. "
+            "Loosen the constraint, or widen the space (--w-bits, --a-bits, --space-option)."
+        )

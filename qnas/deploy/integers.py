@@ -1,0 +1,147 @@
+"""Integers of a deployed layer: code grids of activations, and weights and biases as codes with a scale a channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qnas.errors import ExportError
+from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
+from qnas.nn.subnet import SubnetLayer
+
+ACCUMULATOR = 2**31 - 1
+SMALLEST_STEP = 1e-30  # of input scale times weight scale, so that float32 keeps it normal
+
+
+@dataclass(frozen=True)
+class CodeGrid:
+    """A grid of activations whose codes are uint8: ``scale * (code - zero_point)``, ``low <= code <= high``.
+
+    Attributes:
+        scale: exactly a float32.
+    """
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+    @property
+    def reach(self) -> int:
+        """The largest distance of a code from the zero point."""
+        return max(self.zero_point - self.low, self.high - self.zero_point)
+
+    def rectified(self) -> CodeGrid:
+        """Return the part of the grid that a ReLU leaves over."""
+        return replace(self, low=max(self.low, self.zero_point))
+
+
+def code_grid(grid: Grid, name: str) -> CodeGrid:
+    """Return an activation grid as uint8 codes; signed codes are shifted, which changes no value.
+
+    Raises:
+        ExportError: the levels are not uniform, or more than 256.
+    """
+    if isinstance(grid, CodebookGrid):
+        raise ExportError(
+            f"Activations at {name!r} are on a table of levels, which no integer kernel can multiply. "
+            "Use a quantizer with uniform levels for activations."
+        )
+    if grid.axis is not None or grid.qmax - grid.qmin > 255:
+        raise ExportError(
+            f"Activations at {name!r} need one scale a tensor and at most 256 codes; given: scale of shape "
+            f"{list(grid.scale.shape)}, codes {grid.qmin} to {grid.qmax}. Use 8 bits or fewer."
+        )
+    shift = 0 if grid.qmin >= 0 and grid.qmax <= 255 else -grid.qmin
+    scale = float(grid.scale.detach().to(torch.float32))
+    return CodeGrid(scale, grid.zero_point + shift, grid.qmin + shift, grid.qmax + shift)
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A layer's weights and biases: ``weight = codes * scales``, ``bias = bias_codes * input scale * |scales|``.
+
+    Attributes:
+        bits: of the codes, in two's complement.
+        codes: ``[O, I, K, K]`` int16.
+        scales: ``[O]`` float32; negative where batch normalisation's factor is, never 0.
+        bias_codes: ``[O]`` int32.
+        rescaled: ``[O]`` booleans: channels whose trained scale was too small to count the bias with.
+    """
+
+    bits: int
+    codes: Tensor
+    scales: Tensor
+    bias_codes: Tensor
+    rescaled: Tensor
+
+    def bias(self, input_grid: CodeGrid) -> Tensor:
+        """Return the values of the bias codes, ``[O]`` float32."""
+        return (self.bias_codes.double() * (input_grid.scale * self.scales.double().abs())).to(torch.float32)
+
+    def int8(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes (int8), scales (float32) and bias codes (int32) for integer kernels; exact.
+
+        A channel with a negative scale has its codes negated, unless one of them is -128, which has no opposite:
+        there scale and bias codes become negative instead, which ONNX allows and ONNX Runtime computes exactly.
+        """
+        flip = (self.scales < 0) & (self.codes.flatten(1).amin(1) > -128)
+        keep = (self.scales < 0) & ~flip
+        codes = torch.where(flip.reshape(-1, *[1] * (self.codes.ndim - 1)), -self.codes, self.codes)
+        scales = torch.where(flip, -self.scales, self.scales)
+        return codes.to(torch.int8), scales, torch.where(keep, -self.bias_codes, self.bias_codes)
+
+
+def weight_codes(layer: SubnetLayer) -> tuple[Tensor, Tensor, int]:
+    """Return ``codes`` ``[O, I, K, K]`` (0 means 0), ``scales`` ``[O]`` with their sign, and the bits of the codes.
+
+    Raises:
+        ExportError: the weights are on a table of levels, or need more bits than int8 has.
+    """
+    name, grid = layer.spec.name, layer.grid
+    if not isinstance(grid, AffineGrid):
+        raise ExportError(
+            f"The weights of {name!r} are on a table of levels, which no integer kernel can multiply. "
+            "Use a quantizer with uniform levels for weights."
+        )
+    assert layer.codes is not None
+    low, high = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
+    bits = max((-low - 1).bit_length() if low < 0 else 0, high.bit_length()) + 1
+    if bits > 8:
+        raise ExportError(f"The weights of {name!r} lie {low} to {high} steps from 0, but int8 holds -128 to 127.")
+    scales = layer.weight_scales().detach().to(torch.float32)
+    return (layer.codes - grid.zero_point).to(torch.int16), scales.expand(len(layer.weight)).clone(), bits
+
+
+def integer_layer(layer: SubnetLayer, input_grid: CodeGrid) -> IntegerLayer:
+    """Return a folded layer's integers.
+
+    A channel whose scale is so small (or 0) that its bias would not fit beside the accumulated products in int32
+    keeps its bias, and gets the smallest scale with which it does fit; its codes are rounded to that scale. The
+    output changes by at most ``num_weights_a_channel * input_grid.reach / 2`` steps of that scale: less than
+    1e-4 of the bias for 1,000 weights.
+
+    Raises:
+        ExportError: as :func:`weight_codes`; or an int32 accumulator could overflow.
+    """
+    codes, scales, bits = weight_codes(layer)
+    bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach()
+    bias, fine = bias.double(), scales.double()
+    products = codes.double().flatten(1).abs().sum(1) * input_grid.reach
+    if float(products.max()) > ACCUMULATOR // 2:
+        raise ExportError(
+            f"Layer {layer.spec.name!r} can overflow an int32 accumulator: it sums {codes[0].numel()} products. "
+            "Use fewer input channels."
+        )
+    smallest = bias.abs() / (input_grid.scale * (ACCUMULATOR - 1 - products))
+    smallest = smallest.clamp(min=SMALLEST_STEP / input_grid.scale)
+    rescaled = fine.abs() < smallest
+    sign = torch.where(fine < 0, -1.0, 1.0).double()
+    used = torch.where(rescaled, sign * smallest * (1 + 1e-6), fine).to(torch.float32)
+    ratio = (fine / used.double()).reshape(-1, *[1] * (codes.ndim - 1))
+    changed = (codes.double() * ratio).round().to(torch.int16)
+    codes = torch.where(rescaled.reshape(ratio.shape), changed, codes)
+    steps = input_grid.scale * used.double().abs()
+    return IntegerLayer(bits, codes, used, (bias / steps).round().to(torch.int32), rescaled)

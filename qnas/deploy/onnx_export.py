@@ -1,0 +1,246 @@
+"""Writes a folded subnet as an ONNX model of QuantizeLinear/DequantizeLinear pairs that runtimes fuse to integers.
+
+The graph is built node by node, so scales are those that were trained, to the last bit, and weights are stored as
+int8 and biases as int32 codes. Codes of 2 to 7 bits are int8 codes like any other; activations of fewer than 8 bits
+are clipped as uint8 between the two halves of a pair, which runtimes keep as an integer operator.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from qnas.deploy.graph import GraphWriter, write_atomically
+from qnas.deploy.integers import CodeGrid, integer_layer, weight_codes
+from qnas.deploy.trace import Island, Step, Trace, trace
+from qnas.errors import ExportError
+from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
+from qnas.nn.grid import CodebookGrid
+from qnas.nn.subnet import Subnet, SubnetLayer
+
+INPUT = "images"
+OUTPUT = "logits"
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was written.
+
+    Attributes:
+        path: of the model.
+        size_bytes: of the file.
+        operators: how often each operator stands in the file, before a runtime fuses them.
+        islands: operations that stay in float.
+    """
+
+    path: str
+    size_bytes: int
+    operators: dict[str, int]
+    islands: tuple[Island, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
+        return asdict(self) | {"islands": [asdict(island) for island in self.islands]}
+
+
+def export_onnx(subnet: Subnet, path: str | Path, *, metadata: Mapping[str, str]) -> ExportSummary:
+    """Write a folded subnet as ONNX (opset 21, IR 10).
+
+    The input ``images`` is float32 ``[N, C, R, R]``, normalised; the output ``logits`` float32 ``[N, classes]``.
+    ``N`` is free. The file's metadata holds ``metadata`` and how pixels become inputs (``input.*``).
+
+    Raises:
+        ExportError: a part of the subnet has no counterpart in an integer graph.
+    """
+    steps = trace(subnet)
+    model = _Exporter(steps).export(subnet, metadata)
+    content = model.SerializeToString()
+    path = Path(path)
+    write_atomically(path, content)
+    operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+    return ExportSummary(str(path), len(content), operators, tuple(steps.islands()))
+
+
+def input_recipe(steps: Trace, resolution: int) -> dict[str, str]:
+    """Return how images become inputs, for the model's metadata."""
+    recipe = {"input.layout": "NCHW", "input.dtype": "float32", "input.resolution": str(resolution)}
+    grids = {steps.grids[step.output] for step in steps.consumers(steps.input) if step.kind == "quantize"}
+    grid = grids.pop() if len(grids) == 1 else None
+    if grid is not None:
+        recipe["input.scale"] = repr(grid.scale)
+        recipe["input.zero_point"] = str(grid.zero_point)
+        recipe["input.recipe"] = "input = scale * (pixel - zero_point), pixel 0 to 255"
+    return recipe
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor of the graph: its float name; where it is on a grid, its codes' name, the grid and the grid's site."""
+
+    name: str
+    codes: str = ""
+    grid: CodeGrid | None = None
+    site: str = ""
+
+
+class _Exporter:
+    """Emits the nodes of each step."""
+
+    def __init__(self, steps: Trace) -> None:
+        self.steps = steps
+        self.graph = GraphWriter()
+        self.values: dict[str, _Value] = {}
+
+    def export(self, subnet: Subnet, metadata: Mapping[str, str]) -> Any:
+        """Return the model."""
+        steps, layers = self.steps, list(self.steps.layers())
+        if not layers:
+            raise ExportError("The subnet has no layers with weights.")
+        self.values[steps.input] = _Value(self.graph.unique(INPUT))
+        emitters: dict[str, Callable[[Step], _Value]] = {
+            "quantize": self._quantize,
+            "conv": self._conv,
+            "linear": self._linear,
+            "add": self._add,
+            "max-pool": self._max_pool,
+            "global-pool": self._global_pool,
+            "h-swish": self._hard_swish,
+            "squeeze-excite": self._squeeze_excite,
+        }
+        for step in steps.steps:
+            self.values[step.output] = emitters[step.kind](step)
+        self.graph.rename(self.values[steps.output].name, OUTPUT)
+        channels, classes = layers[0][1].spec.in_channels, layers[-1][1].spec.out_channels
+        size = subnet.resolution
+        return self.graph.model(
+            {INPUT: ["N", channels, size, size]},
+            {OUTPUT: ["N", classes]},
+            {**input_recipe(steps, size), **metadata},
+        )
+
+    def _input(self, step: Step) -> _Value:
+        return self.values[step.inputs[0]]
+
+    def _float(self, step: Step, op: str, *constants: str, **attributes: Any) -> _Value:
+        inputs = [self.values[name].name for name in step.inputs]
+        return _Value(self.graph.node(op, [*inputs, *constants], step.name, **attributes))
+
+    def _on_grid(self, codes: str, site: str, grid: CodeGrid) -> _Value:
+        return _Value(self.graph.dequantize(codes, site, grid), codes, grid, site)
+
+    def _quantize(self, step: Step) -> _Value:
+        x, grid = self._input(step), self.steps.grids[step.output]
+        assert isinstance(step.module, GridQuantize)
+        assert grid is not None
+        clipped = grid.rectified() if step.module.relu else grid  # saturating at 0 is a ReLU: no node for it
+        if x.grid == clipped:
+            return x
+        name = x.name
+        if x.grid is not None:
+            # Runtimes drop a bare pair of grids or run it in float. The sum with 0 is an integer operator.
+            zero = CodeGrid(1.0, 0, 0, 255)
+            codes = self.graph.constant("zero.codes", np.zeros((1, 1, 1, 1), np.uint8))
+            name = self.graph.node("Add", [name, self.graph.dequantize(codes, "zero", zero)], f"{step.name}.regrid")
+        return self._on_grid(self.graph.quantize(name, step.name, clipped), step.name, grid)
+
+    def _parameters(self, step: Step, x: _Value) -> list[str]:
+        """Return the names of weights and bias: dequantized codes, or floats where one of the two is in float."""
+        layer, name = step.module, step.name
+        assert isinstance(layer, SubnetLayer)
+        linear = step.kind == "linear"
+        if layer.grid is None or (x.grid is None and not isinstance(layer.grid, CodebookGrid)):
+            return self._float_parameters(layer, name, linear=linear)
+        if x.grid is None:
+            weight_codes(layer)  # raises
+        assert x.grid is not None
+        integers = integer_layer(layer, x.grid)
+        codes, scales, bias = integers.int8()
+        values = _array(codes.flatten(1) if linear else codes)
+        weight = self.graph.dequantized_constant(f"{name}.weight", values, _array(scales))
+        steps = np.float32(x.grid.scale) * _array(scales)
+        return [weight, self.graph.dequantized_constant(f"{name}.bias", _array(bias), steps)]
+
+    def _float_parameters(self, layer: SubnetLayer, name: str, *, linear: bool) -> list[str]:
+        weight = self.graph.constant(f"{name}.weight", _array(layer.weight.flatten(1) if linear else layer.weight))
+        if layer.bias is None:
+            return [weight]
+        return [weight, self.graph.constant(f"{name}.bias", _array(layer.bias))]
+
+    def _conv(self, step: Step) -> _Value:
+        assert isinstance(step.module, SubnetLayer)
+        spec = step.module.spec
+        k, s = spec.kernel_size, spec.stride
+        return self._float(
+            step,
+            "Conv",
+            *self._parameters(step, self._input(step)),
+            kernel_shape=[k, k],
+            strides=[s, s],
+            pads=[k // 2] * 4,
+            group=spec.groups,
+        )
+
+    def _linear(self, step: Step) -> _Value:
+        x = self._input(step)
+        if x.grid is None:
+            flat = _Value(self.graph.node("Flatten", [x.name], f"{step.name}.flat", axis=1))
+        else:
+            codes = self.graph.node("Flatten", [x.codes], f"{step.name}.flat", axis=1)
+            flat = self._on_grid(codes, x.site, x.grid)
+        return _Value(self.graph.node("Gemm", [flat.name, *self._parameters(step, x)], step.name, transB=1))
+
+    def _add(self, step: Step) -> _Value:
+        return self._float(step, "Add")
+
+    def _global_pool(self, step: Step) -> _Value:
+        return self._float(step, "GlobalAveragePool")
+
+    def _hard_swish(self, step: Step) -> _Value:
+        return self._float(step, "HardSwish")
+
+    def _max_pool(self, step: Step) -> _Value:
+        pool, x = step.module, self._input(step)
+        assert isinstance(pool, nn.MaxPool2d)
+        if pool.ceil_mode or pool.return_indices:
+            raise ExportError(f"Max pooling at {step.name!r} rounds its size up or returns indices. Do without.")
+        attributes = {
+            "kernel_shape": _pair(pool.kernel_size),
+            "strides": _pair(pool.stride),
+            "pads": _pair(pool.padding) * 2,
+            "dilations": _pair(pool.dilation),
+        }
+        if x.grid is None:
+            return self._float(step, "MaxPool", **attributes)
+        return self._on_grid(self.graph.node("MaxPool", [x.codes], step.name, **attributes), x.site, x.grid)
+
+    def _squeeze_excite(self, step: Step) -> _Value:
+        se, graph, name = step.module, self.graph, step.name
+        assert isinstance(se, FloatSqueezeExcite)
+        x = self._input(step).name
+
+        def constants(layer: str, weight: Tensor, bias: Tensor) -> list[str]:
+            return [
+                graph.constant(f"{name}.{layer}.weight", _array(weight)),
+                graph.constant(f"{name}.{layer}.bias", _array(bias)),
+            ]
+
+        y = graph.node("GlobalAveragePool", [x], f"{name}.mean")
+        y = graph.node("Conv", [y, *constants("reduce", se.w1, se.b1)], f"{name}.reduce", kernel_shape=[1, 1])
+        y = graph.node("Relu", [y], f"{name}.relu")
+        y = graph.node("Conv", [y, *constants("expand", se.w2, se.b2)], f"{name}.expand", kernel_shape=[1, 1])
+        y = graph.node("HardSigmoid", [y], f"{name}.gate", alpha=1 / 6, beta=0.5)
+        return _Value(graph.node("Mul", [x, y], name))
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return tensor.detach().contiguous().cpu().numpy()
+
+
+def _pair(value: Any) -> list[int]:
+    return list(value) if isinstance(value, tuple) else [value, value]

@@ -1,0 +1,239 @@
+"""Bit-packed storage: a safetensors file whose tensors take exactly the bytes that the cost ``size_bytes`` counts.
+
+Tensors of a quantized layer ``<site>``:
+
+- ``codes`` uint8: the weights' codes in two's complement of ``bits``, one after another, lowest bit first;
+- ``scales`` ``[O]`` float32: of each output channel, batch normalisation folded in, so they may be negative;
+- ``bias`` ``[O]`` int32: ``bias * grid_scale * |scales|`` is the bias;
+- ``grid_scale`` ``[]`` float32 and ``grid_zero_point`` ``[]`` uint8: of the input, wherever it was put on that grid.
+
+A site that only puts a tensor on a grid has the last two, a layer in float ``weight`` and ``bias`` in float32. Shapes,
+bits and the range of the grids' codes are in the file's metadata, under ``layers``, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from qnas.deploy.graph import write_atomically
+from qnas.deploy.integers import CodeGrid, integer_layer
+from qnas.deploy.trace import Trace, float_sites, squeeze_excite_sites, trace
+from qnas.errors import ExportError, StoreError
+from qnas.layers import FLOAT_BITS, LayerSpec
+from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
+from qnas.nn.subnet import Subnet, SubnetLayer
+
+FORMAT = "qnas-packed-1"
+FIELDS = {
+    "quantized": ("codes", "scales", "bias", "grid_scale", "grid_zero_point"),
+    "float": ("weight", "bias"),
+    "quantize": ("grid_scale", "grid_zero_point"),
+}
+DTYPES = {
+    "codes": torch.uint8,
+    "scales": torch.float32,
+    "grid_scale": torch.float32,
+    "grid_zero_point": torch.uint8,
+    "weight": torch.float32,
+}
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack integer codes of ``bits`` bits each, lowest bit first.
+
+    Args:
+        codes: any shape; in ``[-2^(bits-1), 2^bits)``, so two's complement or unsigned.
+        bits: 1 to 8.
+
+    Returns:
+        ``[ceil(n * bits / 8)]`` uint8; the last byte is filled with zeros.
+
+    Raises:
+        ExportError: a code does not fit.
+    """
+    flat = codes.detach().cpu().flatten().to(torch.int32)
+    if not 1 <= bits <= 8:
+        raise ExportError(f"Codes are packed with 1 to 8 bits, not {bits}.")
+    if len(flat) and (int(flat.min()) < -(2 ** (bits - 1)) or int(flat.max()) >= 2**bits):
+        raise ExportError(f"Codes from {int(flat.min())} to {int(flat.max())} do not fit in {bits} bits.")
+    stream = ((flat[:, None] >> torch.arange(bits)) & 1).flatten()
+    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8))
+    return (stream.reshape(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def unpack_codes(packed: Tensor, bits: int, count: int, signed: bool) -> Tensor:
+    """Return the ``count`` codes that :func:`pack_codes` packed, ``[count]`` int16.
+
+    Raises:
+        StoreError: the number of bytes is not that of ``count`` codes.
+    """
+    if not 1 <= bits <= 8 or count < 0 or len(packed) != -(-count * bits // 8):
+        raise StoreError(f"{len(packed)} bytes cannot hold {count} codes of {bits} bits. The file is damaged.")
+    stream = ((packed.to(torch.int32)[:, None] >> torch.arange(8)) & 1).flatten()[: count * bits]
+    codes = (stream.reshape(count, bits) << torch.arange(bits)).sum(1)
+    if signed:
+        codes = torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
+    return codes.to(torch.int16)
+
+
+def write_packed(subnet: Subnet, path: str | Path, metadata: Mapping[str, str]) -> int:
+    """Write a folded subnet bit-packed and return the bytes of its tensors.
+
+    Raises:
+        ExportError: a part of the subnet has no integers, or a described layer is not in it.
+    """
+    tensors, layers = _Packer(subnet, trace(subnet)).pack()
+    header = {**metadata, "format": FORMAT, "resolution": str(subnet.resolution), "layers": json.dumps(layers)}
+    write_atomically(Path(path), save(tensors, header))
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+class _Packer:
+    """Collects the tensors of every described layer."""
+
+    def __init__(self, subnet: Subnet, steps: Trace) -> None:
+        self.specs = {spec.name: spec for spec in subnet.layers}
+        self.steps = steps
+        self.float_sites = float_sites(subnet)
+        self.tensors: dict[str, Tensor] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+        """Return the tensors by name, and the description of each layer."""
+        for step in self.steps.steps:
+            module = step.module
+            if isinstance(module, SubnetLayer):
+                self._layer(module, self.steps.input_grid(step))
+            elif isinstance(module, FloatSqueezeExcite):
+                sites = squeeze_excite_sites(module, self.float_sites)
+                for spec, w, b in zip(sites, (module.w1, module.w2), (module.b1, module.b2), strict=True):
+                    self._float(spec, w, b)
+            elif isinstance(module, GridQuantize) and self._kind(step.name) == "quantize":
+                grid = self.steps.grids[step.output]
+                assert grid is not None
+                self.layers[step.name] = {"kind": "quantize"}
+                self._grid(step.name, grid)
+        missing = sorted(set(self.specs) - set(self.layers))
+        if missing:
+            raise ExportError(
+                f"The space describes {', '.join(missing)}, but the extracted subnet holds no such layer. "
+                "Every described site must stand in the network."
+            )
+        return self.tensors, self.layers
+
+    def _kind(self, site: str) -> str:
+        spec = self.specs.get(site)
+        return "" if spec is None else spec.kind
+
+    def _grid(self, site: str, grid: CodeGrid) -> None:
+        self.tensors[f"{site}.grid_scale"] = torch.tensor(grid.scale, dtype=torch.float32)
+        self.tensors[f"{site}.grid_zero_point"] = torch.tensor(grid.zero_point, dtype=torch.uint8)
+        self.layers[site]["grid"] = [grid.low, grid.high]
+
+    def _layer(self, layer: SubnetLayer, grid: CodeGrid | None) -> None:
+        spec = layer.spec
+        if spec.w_bits == FLOAT_BITS:
+            self._float(spec, layer.weight, layer.bias)
+            return
+        if grid is None or layer.grid is None:
+            raise ExportError(
+                f"Layer {spec.name!r} is described with {spec.w_bits}-bit weights, but its weights or its input are "
+                "in float. Extract the subnet from a supernet in quantize mode."
+            )
+        integers = integer_layer(layer, grid)
+        if integers.bits > spec.w_bits:
+            raise ExportError(
+                f"The weights of {spec.name!r} take {integers.bits} bits in two's complement, not {spec.w_bits}."
+            )
+        self.layers[spec.name] = {
+            "kind": spec.kind, "bits": spec.w_bits, "shape": list(integers.codes.shape), "stride": spec.stride,
+            "groups": spec.groups,
+        }  # fmt: skip
+        self.tensors[f"{spec.name}.codes"] = pack_codes(integers.codes, spec.w_bits)
+        self.tensors[f"{spec.name}.scales"] = integers.scales
+        self.tensors[f"{spec.name}.bias"] = integers.bias_codes
+        self._grid(spec.name, grid)
+
+    def _float(self, spec: LayerSpec, weight: Tensor, bias: Tensor | None) -> None:
+        self.layers[spec.name] = {
+            "kind": spec.kind, "bits": FLOAT_BITS, "shape": list(weight.shape), "stride": spec.stride,
+            "groups": spec.groups,
+        }  # fmt: skip
+        zeros = torch.zeros(len(weight))
+        self.tensors[f"{spec.name}.weight"] = weight.detach().float().contiguous()
+        self.tensors[f"{spec.name}.bias"] = zeros if bias is None else bias.detach().float().contiguous()
+
+
+def read_packed(path: str | Path) -> dict[str, Any]:
+    """Read and check what :func:`write_packed` wrote.
+
+    Returns:
+        ``metadata`` (strings), ``tensors`` (as stored, by name) and ``layers``: for each site its description with
+        the tensors under their short names; ``codes`` are unpacked, int16 in the weights' shape.
+
+    Raises:
+        StoreError: the file cannot be read, is of another format, or its parts do not fit together.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{str(path)!r} cannot be read as a packed model: {error}. Export it again.") from error
+    if metadata.get("format") != FORMAT:
+        raise StoreError(
+            f"{str(path)!r} is no packed model: its format is {metadata.get('format')!r}, not {FORMAT!r}. "
+            "Give a file that `qnas export` wrote."
+        )
+    try:
+        described = json.loads(metadata["layers"])
+        layers = {site: _read_layer(site, dict(entry), tensors) for site, entry in described.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
+        raise StoreError(f"{str(path)!r} is damaged: {error}. Export it again.") from error
+    used = {f"{site}.{name}" for site, layer in layers.items() for name in FIELDS[_fields(layer)]}
+    if used != set(tensors):
+        raise StoreError(f"{str(path)!r} is damaged: unexpected tensors {sorted(set(tensors) - used)}. Export it again.")
+    return {"metadata": metadata, "tensors": tensors, "layers": layers}
+
+
+def _fields(entry: Mapping[str, Any]) -> str:
+    if entry["kind"] == "quantize":
+        return "quantize"
+    return "float" if entry["bits"] == FLOAT_BITS else "quantized"
+
+
+def _read_layer(site: str, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Check one site's tensors against its description, and return both in one."""
+    fields = _fields(entry)
+    for name in FIELDS[fields]:
+        tensor = tensors[f"{site}.{name}"]
+        bias = torch.float32 if fields == "float" else torch.int32
+        if tensor.dtype != DTYPES.get(name, bias):
+            raise StoreError(f"{site}.{name} has the type {tensor.dtype}")
+        entry[name] = tensor
+    if "grid" in entry:
+        low, high = entry["grid"]
+        if not 0 <= low <= int(entry["grid_zero_point"]) <= high <= 255 or not float(entry["grid_scale"]) > 0:
+            raise StoreError(f"the grid of {site} is impossible")
+    if fields == "quantize":
+        return entry
+    shape = torch.Size(entry["shape"])
+    if entry["bias"].shape != shape[:1]:
+        raise StoreError(f"{site}.bias has the shape {list(entry['bias'].shape)}")
+    if fields == "float":
+        if entry["weight"].shape != shape:
+            raise StoreError(f"{site}.weight has the shape {list(entry['weight'].shape)}")
+        return entry
+    if entry["scales"].shape != shape[:1]:
+        raise StoreError(f"{site}.scales has the shape {list(entry['scales'].shape)}")
+    entry["codes"] = unpack_codes(entry["codes"], entry["bits"], shape.numel(), signed=True).reshape(shape)
+    return entry

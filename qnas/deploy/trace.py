@@ -1,0 +1,241 @@
+"""The order of integer operations that a folded subnet stands for, whatever space it comes from."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from qnas.deploy.integers import CodeGrid, code_grid
+from qnas.errors import ExportError
+from qnas.layers import LayerSpec
+from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
+from qnas.nn.subnet import Subnet, SubnetLayer
+
+FLOAT_MODULES = {HardSwish: "h-swish", FloatSqueezeExcite: "squeeze-excite"}
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
+            ``add``, ``max-pool``, ``global-pool``, ``h-swish`` or ``squeeze-excite``.
+        name: the site's, or derived from the site before it.
+        inputs: names of values.
+        output: name of the value that it makes.
+        module: that it comes from; ``None`` for an addition.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    module: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Island:
+    """An operation that stays in float, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Trace:
+    """A subnet as a list of steps, in an order in which they can be executed.
+
+    Attributes:
+        input, output: names of values.
+        grids: of each value; ``None`` where it is in float (or an integer accumulator that is put on a grid next).
+    """
+
+    input: str
+    output: str = ""
+    steps: list[Step] = field(default_factory=list)
+    grids: dict[str, CodeGrid | None] = field(default_factory=dict)
+
+    def add(self, step: Step) -> str:
+        """Append a step and return the name of its value."""
+        grid: CodeGrid | None = None
+        if isinstance(step.module, GridQuantize):
+            grid = code_grid(step.module.grid, step.name)
+        elif step.kind == "max-pool":
+            grid = self.grids[step.inputs[0]]
+        self.steps.append(step)
+        self.grids[step.output] = grid
+        return step.output
+
+    def input_grid(self, step: Step) -> CodeGrid | None:
+        """Return the grid on which a step's (first) input arrives, wherever it was put there."""
+        return self.grids[step.inputs[0]]
+
+    def consumers(self, value: str) -> list[Step]:
+        """Return the steps that take ``value``."""
+        return [step for step in self.steps if value in step.inputs]
+
+    def layers(self) -> Iterator[tuple[Step, SubnetLayer]]:
+        """Yield the steps with weights of their own, with their layers."""
+        for step in self.steps:
+            if isinstance(step.module, SubnetLayer):
+                yield step, step.module
+
+    def islands(self) -> list[Island]:
+        """Return the operations that no integer kernel can execute."""
+        found = []
+        for step in self.steps:
+            reason = self._float_reason(step)
+            if reason:
+                found.append(Island(step.name, reason))
+        return found
+
+    def _float_reason(self, step: Step) -> str:
+        if step.kind in FLOAT_MODULES.values():
+            return f"{step.kind} has no integer kernel"
+        if step.kind in ("quantize", "max-pool"):
+            return ""
+        if isinstance(step.module, SubnetLayer) and step.module.grid is None:
+            return "its weights are in float"
+        if any(self.grids[name] is None for name in step.inputs):
+            return "its input is in float"
+        after = self.consumers(step.output)
+        if len(after) != 1 or after[0].kind != "quantize":
+            return "its output is used in float"
+        return ""
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaves = (SubnetLayer, GridQuantize, GlobalPool, *FLOAT_MODULES)
+        return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(subnet: Subnet) -> Trace:
+    """Return the steps of a folded subnet.
+
+    Raises:
+        ExportError: it is not folded, or holds an operation that has no counterpart in an integer graph.
+    """
+    for layer in subnet.subnet_layers():
+        if layer.bn is not None:
+            raise ExportError(
+                f"Layer {layer.spec.name!r} still has its batch normalisation. Call fold() on the subnet before export."
+            )
+    try:
+        graph = _Tracer().trace(subnet)
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise ExportError(
+            f"The subnet's computation cannot be traced: {error}. Its modules must not branch on the data."
+        ) from error
+    return _Builder(subnet).build(graph)
+
+
+class _Builder:
+    """Turns nodes of torch.fx into steps."""
+
+    def __init__(self, subnet: Subnet) -> None:
+        self.subnet = subnet
+        self.values: dict[fx.Node, str] = {}
+        self.names: dict[str, str] = {}  # of the step that made a value
+        self.float_sites = float_sites(subnet)
+
+    def build(self, graph: fx.Graph) -> Trace:
+        images = [node for node in graph.nodes if node.op == "placeholder"]
+        if len(images) != 1:
+            raise ExportError(f"A subnet takes one tensor of images; this one takes {len(images)}.")
+        self.trace = Trace(images[0].name, grids={images[0].name: None})
+        self.values[images[0]] = images[0].name
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self.values[node] = self._module(node)
+            elif node.op == "call_function" and node.target in ADDITIONS:
+                self.values[node] = self._addition(node)
+            elif node.op == "output":
+                self.trace.output = self._value(node.args[0], node)
+            elif node.op != "placeholder":
+                raise _unknown(node, f"{node.op} {node.target}")
+        return self.trace
+
+    def _value(self, argument: object, node: fx.Node) -> str:
+        if not isinstance(argument, fx.Node) or argument not in self.values:
+            raise _unknown(node, f"the argument {argument!r}")
+        return self.values[argument]
+
+    def _step(self, kind: str, name: str, inputs: tuple[str, ...], output: str, module: nn.Module | None) -> str:
+        self.names[output] = name
+        return self.trace.add(Step(kind, name, inputs, output, module))
+
+    def _addition(self, node: fx.Node) -> str:
+        if len(node.args) != 2 or node.kwargs:
+            raise _unknown(node, "an addition with options")
+        x, y = (self._value(argument, node) for argument in node.args)
+        return self._step("add", node.name, (x, y), node.name, None)
+
+    def _module(self, node: fx.Node) -> str:
+        module = self.subnet.get_submodule(str(node.target))
+        if len(node.args) != 1 or node.kwargs:
+            raise _unknown(node, f"{type(module).__name__} with options")
+        x = self._value(node.args[0], node)
+        if isinstance(module, SubnetLayer):
+            return self._layer(module, x, node.name)
+        if isinstance(module, GridQuantize):
+            return self._step("quantize", module.name, (x,), node.name, module)
+        if isinstance(module, FloatSqueezeExcite):
+            name = squeeze_excite_sites(module, self.float_sites)[0].name.rpartition(".")[0]
+            return self._step("squeeze-excite", name, (x,), node.name, module)
+        if isinstance(module, HardSwish):
+            return self._step("h-swish", f"{self._site(x)}.h-swish", (x,), node.name, module)
+        if isinstance(module, GlobalPool):
+            return self._step("global-pool", f"{self._site(x)}.mean", (x,), node.name, module)
+        if isinstance(module, nn.MaxPool2d):
+            return self._step("max-pool", f"{self._site(x)}.max", (x,), node.name, module)
+        if isinstance(module, nn.Sequential) and not len(module):
+            return x
+        raise _unknown(node, type(module).__name__)
+
+    def _site(self, value: str) -> str:
+        return self.names.get(value, value).removesuffix(".out")
+
+    def _layer(self, layer: SubnetLayer, x: str, node: str) -> str:
+        name = layer.spec.name
+        if layer.input is not None:
+            x = self._step("quantize", layer.input.name, (x,), f"{node}.input", layer.input)
+        x = self._step("linear" if layer.spec.kind == "linear" else "conv", name, (x,), node, layer)
+        if layer.output is not None:
+            x = self._step("quantize", layer.output.name, (x,), f"{node}.output", layer.output)
+        return x
+
+
+def float_sites(subnet: Subnet) -> list[LayerSpec]:
+    """Return the described layers with weights that are no :class:`SubnetLayer`: those of squeeze-excite."""
+    own = {layer.spec.name for layer in subnet.subnet_layers()}
+    return [spec for spec in subnet.layers if spec.kind != "quantize" and spec.name not in own]
+
+
+def squeeze_excite_sites(module: FloatSqueezeExcite, sites: list[LayerSpec]) -> list[LayerSpec]:
+    """Take the descriptions of the two layers of ``module``, which has no name, from the front of ``sites``.
+
+    Raises:
+        ExportError: the description and the module do not fit.
+    """
+    found, sites[:] = sites[:2], sites[2:]
+    shapes = [(spec.out_channels, spec.in_channels) for spec in found]
+    if shapes != [tuple(w.shape[:2]) for w in (module.w1, module.w2)]:
+        raise ExportError(
+            f"A squeeze-excite of shape {list(module.w1.shape[:2])} stands where the space describes "
+            f"{[spec.name for spec in found]}. Its two layers must be described in the order of the data's way."
+        )
+    return found
+
+
+def _unknown(node: fx.Node, what: str) -> ExportError:
+    return ExportError(
+        f"The subnet holds {what} at {node.name!r}, which has no counterpart in an integer graph. "
+        "Build spaces of the layers of qnas.nn."
+    )

@@ -1,0 +1,90 @@
+"""Dominance, fronts and their order. Numpy alone; every objective is minimised here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qnas.protocols import Objective, Trial
+
+Array = np.ndarray[Any, Any]
+
+
+def objective_values(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
+    """Return ``[n, m]`` values to minimise: objectives with direction ``max`` change sign."""
+    signs = [1.0 if o.direction == "min" else -1.0 for o in objectives]
+    rows = [[s * t.metrics[o.name] for s, o in zip(signs, objectives, strict=True)] for t in trials]
+    return np.array(rows, dtype=np.float64).reshape(len(trials), len(objectives))
+
+
+def dominates(values: Array, violations: Array) -> Array:
+    """Return ``[n, n]``: whether row i dominates row j.
+
+    A point that meets the constraints dominates one that does not; of two that do not, the nearer one dominates; of
+    two that do, the one that is nowhere worse and somewhere better (Deb et al. 2002, Sec. VI).
+    """
+    no_worse = (values[:, None] <= values[None]).all(2)
+    better = (values[:, None] < values[None]).any(2)
+    both_meet = (violations[:, None] == 0) & (violations[None] == 0)
+    return np.where(both_meet, no_worse & better, violations[:, None] < violations[None])
+
+
+def ranks(values: Array, violations: Array) -> Array:
+    """Return ``[n]`` the number of the front that each point is on, from 0 (non-dominated sorting)."""
+    dominated_by = dominates(values, violations).T  # [j, i]: j is dominated by i
+    rank = np.full(len(values), -1)
+    left = np.ones(len(values), dtype=bool)
+    level = 0
+    while left.any():
+        front = left & ~(dominated_by & left[None]).any(1)
+        rank[front] = level
+        left &= ~front
+        level += 1
+    return rank
+
+
+def crowding(values: Array) -> Array:
+    """Return ``[n]`` crowding distances of the points of one front; the ends are infinite."""
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0 and len(order) > 2:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
+
+
+def best_first(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """Return trials by front, then by crowding distance (wider first), then by key."""
+    if not trials:
+        return []
+    values = objective_values(trials, objectives)
+    rank = ranks(values, np.array([t.violation for t in trials]))
+    wide = np.zeros(len(trials))
+    for level in range(int(rank.max()) + 1):
+        wide[rank == level] = crowding(values[rank == level])
+    order = sorted(range(len(trials)), key=lambda i: (rank[i], -wide[i], trials[i].key))
+    return [trials[i] for i in order]
+
+
+def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """Return the non-dominated trials that meet the constraints, one a set of equal values, ordered by value.
+
+    Ties are broken by key, so that the front does not depend on the order of the trials.
+    """
+    met = sorted((t for t in trials if t.violation == 0), key=lambda t: t.key)
+    if not met:
+        return []
+    values = objective_values(met, objectives)
+    keep = ranks(values, np.zeros(len(met))) == 0
+    seen: set[tuple[float, ...]] = set()
+    chosen = []
+    for i in np.flatnonzero(keep):
+        row = tuple(values[i])
+        if row not in seen:
+            seen.add(row)
+            chosen.append((row, met[i]))
+    return [trial for _, trial in sorted(chosen, key=lambda pair: (pair[0], pair[1].key))]

@@ -1,0 +1,135 @@
+"""A run -> the numbers that its charts draw. Pure functions; no plotting library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from qnas.report.data import Json, ReportData, json_safe, number
+from qnas.report.formats import label
+
+_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=|<|>|≤|≥)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+
+
+def chart_data(data: ReportData) -> Json:
+    """Return all that the page's scripts need, JSON-safe. Samples are rows over one list of labels, to stay small."""
+    names = data.metrics()
+    labels = list(dict.fromkeys(str(knob) for entry in [*data.trials, *data.points] for knob in entry["sample"]))
+    on_front = {point["key"] for point in data.points}
+    content = {
+        "objectives": data.objectives,
+        "score": data.score,
+        "split": data.front.get("split", "search"),
+        "metrics": [_metric(name, data) for name in names],
+        "constraints": constraints(data),
+        "labels": labels,
+        "trials": [
+            {
+                "number": trial["number"],
+                "search": trial["search"],
+                "key": trial["key"],
+                "metrics": [number(trial["metrics"], name) for name in names],
+                "violation": trial.get("violation") or 0,
+                "sample": [trial["sample"].get(knob) for knob in labels],
+                "front": trial["key"] in on_front,
+            }
+            for trial in data.trials
+        ],
+        "points": [_point(point, data, names, labels) for point in data.points],
+        "progress": progress(data),
+        "training": training(data.history),
+    }
+    content["axes"] = axis_names(content)
+    safe: Json = json_safe(content)
+    return safe
+
+
+def _metric(name: str, data: ReportData) -> Json:
+    """Return how a metric is shown: its name in lists, its name at an axis, whether it is a fraction."""
+    fraction = name == data.score or "accuracy" in name
+    unit = f" ({data.front.get('split', 'search')} split)" if fraction else " (bytes)" if name.endswith("bytes") else ""
+    return {"name": name, "label": label(name), "axis": label(name) + unit, "fraction": fraction}
+
+
+def _point(point: Json, data: ReportData, names: Sequence[str], labels: Sequence[str]) -> Json:
+    trials = (trial for trial in data.trials if trial["key"] == point["key"])
+    same_search = sorted(trials, key=lambda trial: trial["search"] != data.front.get("search"))
+    return {
+        "number": same_search[0]["number"] if same_search else None,
+        "key": point["key"],
+        "metrics": [number(point["metrics"], name) for name in names],
+        "error": number(point, "standard_error"),
+        "test": number(point.get("test"), data.score),
+        "test_error": number(point.get("test"), "standard_error"),
+        "sample": [point["sample"].get(knob) for knob in labels],
+        "chosen": point["key"] == data.front.get("chosen"),
+    }
+
+
+def constraints(data: ReportData) -> list[Json]:
+    """Return the constraints that bound one metric, as ``{"metric", "bound", "text"}``."""
+    found = []
+    for text in data.front.get("constraints") or []:
+        match = _CONSTRAINT.fullmatch(str(text))
+        if match:
+            found.append({"metric": match[1], "bound": float(match[3]), "text": str(text)})
+    return found
+
+
+def progress(data: ReportData) -> list[Json]:
+    """Return, by search, what its trials had reached: the best score and the size of the front so far.
+
+    A trial that violates a constraint or lacks an objective counts for neither.
+    """
+    signs = [(str(o["name"]), 1.0 if o["direction"] == "max" else -1.0) for o in data.objectives]
+    sign = dict(signs).get(data.score, 1.0)
+    searches: list[Json] = []
+    for search in dict.fromkeys(str(trial["search"]) for trial in data.trials):
+        curve: Json = {"search": search, "number": [], "score": [], "best": [], "front": [], "feasible": []}
+        front: list[list[float]] = []
+        best: float | None = None
+        for trial in sorted((t for t in data.trials if t["search"] == search), key=lambda t: int(t["number"])):
+            score = number(trial["metrics"], data.score)
+            vector = [s * v for name, s in signs if (v := number(trial["metrics"], name)) is not None]
+            feasible = not (trial.get("violation") or 0) > 0
+            if feasible and len(vector) == len(signs):
+                front = extend_front(front, vector)
+            if feasible and score is not None and (best is None or sign * score > sign * best):
+                best = score
+            values = (trial["number"], score, best, len(front), feasible)
+            for column, value in zip(("number", "score", "best", "front", "feasible"), values, strict=True):
+                curve[column].append(value)
+        searches.append(curve)
+    return searches
+
+
+def axis_names(content: Json) -> tuple[str, str, str | None]:
+    """Return what the axes show by default: y, x (``number`` for the trial's number) and colour."""
+    names = [str(objective["name"]) for objective in content["objectives"]]
+    y = content["score"] if content["score"] in names else names[0]
+    others = [name for name in names if name != y]
+    return y, (others[0] if others else "number"), (others[1] if len(others) > 1 else None)
+
+
+def extend_front(front: list[list[float]], vector: list[float]) -> list[list[float]]:
+    """Return a front of distinct vectors to maximise with one more vector in it, if nothing there is as good."""
+    if any(all(a >= b for a, b in zip(other, vector, strict=True)) for other in front):
+        return front
+    return [other for other in front if not all(b >= a for a, b in zip(other, vector, strict=True))] + [vector]
+
+
+def training(history: Sequence[Json]) -> Json:
+    """Return the losses by epoch, counted through all stages, and where each stage starts."""
+    curves: dict[str, list[Any]] = {"epoch": [], "largest": [], "random": [], "smallest": []}
+    stages: list[Json] = []
+    for position, entry in enumerate(history, start=1):
+        losses = [value for value in entry.get("losses") or [] if value is not None]
+        between = losses[1:-1]
+        curves["epoch"].append(position)
+        curves["largest"].append(losses[0] if losses else None)
+        curves["random"].append(sum(between) / len(between) if between else None)
+        curves["smallest"].append(losses[-1] if len(losses) > 1 else None)
+        if not stages or stages[-1]["name"] != entry.get("stage", ""):
+            stages.append({"name": entry.get("stage", ""), "start": position})
+    return {**curves, "stages": stages}

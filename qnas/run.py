@@ -1,0 +1,302 @@
+"""A run: its directory, its configuration and its steps. What the commands, and programs, call."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qnas import components
+from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
+from qnas.config import RunConfig, load_config, read_toml
+from qnas.data import Data
+from qnas.errors import ConfigError, StoreError
+from qnas.evaluate import Evaluation, Evaluator
+from qnas.files import write_json, write_text
+from qnas.nn.subnet import Subnet
+from qnas.nn.supernet import Supernet
+from qnas.plugins import Registry
+from qnas.recorder import NullRecorder, Recorder
+from qnas.search import Search, SearchSettings
+from qnas.space import Sample, SearchSpace
+from qnas.store import CONFIG, RunDirectory
+from qnas.train import Progress, Trainer
+
+_PACKAGES = ("qnas", "torch", "numpy", "onnx", "onnxruntime", "scikit-learn", "safetensors")
+
+
+class Run:
+    """One run directory with everything that it needs to go on; build it with :meth:`create` or :meth:`open`."""
+
+    def __init__(
+        self, store: RunDirectory, config: RunConfig, registry: Registry, recorder: Recorder | None = None
+    ) -> None:
+        self.store = store
+        self.config = config
+        self.registry = registry
+        self.recorder = recorder or NullRecorder()
+        torch.set_num_threads(config.threads)
+
+    @classmethod
+    def create(
+        cls, path: Path, config: RunConfig, registry: Registry, recorder: Recorder | None = None, command: str = ""
+    ) -> Run:
+        """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
+        probe = cls.__new__(cls)
+        probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
+        probe.check()
+        store = RunDirectory(path, create=True)
+        write_json(path / "environment.json", environment(command))
+        write_text(path / CONFIG, config.to_toml())
+        run = cls(store, config, registry, recorder)
+        for name in ("data", "space"):  # already built for the check
+            run.__dict__[name] = probe.__dict__[name]
+        return run
+
+    @classmethod
+    def open(cls, path: Path, registry: Registry, recorder: Recorder | None = None) -> Run:
+        """Open an existing run directory.
+
+        Raises:
+            StoreError: it is none, or it is in use.
+        """
+        store = RunDirectory(path)
+        try:
+            config = load_config(read_toml(path / CONFIG))
+        except ConfigError:
+            store.close()
+            raise
+        return cls(store, config, registry, recorder)
+
+    def close(self) -> None:
+        """Release the directory."""
+        self.store.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Resolve every name and option that the run will need, and the constraints.
+
+        Raises:
+            QnasError: whatever would stop the run later.
+        """
+        config, registry = self.config, self.registry
+        for kind, name in (
+            ("sampler", config.train.sampler),
+            ("supervision", config.train.supervision),
+            ("task", config.task),
+            ("device", config.deploy_device),
+            *(("calibrator", name) for name in config.evaluation.calibrators),
+        ):
+            registry.load(kind, name)
+        self.check_search(config)
+        components.build_supernet(registry, config, self.space, self.data)
+
+    def check_search(self, config: RunConfig) -> None:
+        """Check objectives, constraints and strategy of a configuration without a supernet."""
+        from qnas.constraints import FeasibleSet, parse_constraint
+        from qnas.costs import CostTable
+        from qnas.protocols import SearchProblem
+        from qnas.search import named_objectives
+
+        costs = components.cost_models(self.registry)
+        metric = self.registry.load("task", config.task)().metric
+        objectives = named_objectives(config.search.objectives, metric, costs)
+        constraints = [parse_constraint(text, [metric, *costs]) for text in config.search.constraints]
+        feasible = FeasibleSet(CostTable(self.space, costs), constraints, config.seed)
+        problem = SearchProblem(self.space, objectives, feasible.draw, feasible.repair, config.seed)
+        components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Data:
+        """The three splits."""
+        return components.load_data(self.registry, self.config)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return components.build_space(self.registry, self.config, self.data)
+
+    @cached_property
+    def trained(self) -> Supernet:
+        """The supernet after the last finished stage.
+
+        Raises:
+            StoreError: training is not finished.
+        """
+        finished = self.latest_checkpoint()
+        stages = self.config.train.all_stages()
+        if finished is None or read_progress(finished).stage < len(stages):
+            raise StoreError(
+                f"The supernet in {self.store.path} is not trained to the end. "
+                f"Go on with `qnas train --resume {self.store.path}`."
+            )
+        supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
+        load_weights(supernet, finished)
+        supernet.set_mode("quantize" if stages[-1].quantize else "float")
+        supernet.eval()
+        return supernet
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The shared evaluator over the trained supernet."""
+        stage = self.config.train.all_stages()[-1].name
+        return components.build_evaluator(self.registry, self.config, self.trained, self.data, stage)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase and tell the recorder."""
+        self.recorder.record("phase", {"name": name, "state": "start"})
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self.store.add_seconds(name, seconds)
+            self.recorder.record("phase", {"name": name, "state": "end", "seconds": seconds})
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoint file of every stage, whether it exists or not."""
+        return [self.store.stage_checkpoint(i, s.name) for i, s in enumerate(self.config.train.all_stages())]
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the checkpoint of the furthest stage, or ``None``."""
+        found = [path for path in self.checkpoints() if path.is_file()]
+        return found[-1] if found else None
+
+    def progress(self) -> Progress:
+        """Return where training stands."""
+        latest = self.latest_checkpoint()
+        return Progress() if latest is None else read_progress(latest)
+
+    def train(self) -> Progress:
+        """Train what is left; every epoch ends in a checkpoint."""
+        stages = self.config.train.all_stages()
+        if self.progress().stage >= len(stages):
+            return self.progress()
+        with self.phase("train"):
+            supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
+            trainer = components.build_trainer(self.registry, self.config, supernet, self.data, self.recorder)
+            latest = self.latest_checkpoint()
+            if latest is not None:
+                load_checkpoint(trainer, latest)
+            trainer.run(self._save)
+        return trainer.progress
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write to the folder of the stage that the last epoch belonged to."""
+        progress = trainer.progress
+        number = progress.stage if progress.epoch else progress.stage - 1
+        save_checkpoint(trainer, self.checkpoints()[number])
+
+    # --- search ------------------------------------------------------------------------------------------------
+
+    def search(self, config: RunConfig | None = None) -> dict[str, Any]:
+        """Search with this run's settings, or others; return what ``front.json`` holds."""
+        settings = (config or self.config).search
+        self.check_search(config or self.config)
+        evaluator = self.evaluator
+        with self.phase("search"):
+            search = Search(
+                self.store,
+                evaluator,
+                SearchSettings(
+                    settings.strategy,
+                    settings.options,
+                    settings.evaluations,
+                    settings.objectives,
+                    settings.constraints,
+                    self.config.seed,
+                ),
+                components.strategy_maker(self.registry, settings.strategy, settings.options),
+                self.recorder,
+            )
+            search.run()
+            return search.write_front()
+
+    def fronts(self) -> list[dict[str, Any]]:
+        """Return every finished search's front, oldest first."""
+        paths = sorted((self.store.path / "searches").glob("*/front.json"))
+        return [self.store.read_json(path) for path in paths]
+
+    def evaluate(self, sample: Sample, split: str) -> Evaluation:
+        """Judge one subnet on a split."""
+        return self.evaluator.evaluate(sample, split)
+
+    def resolve(self, config: str | None, *, search: str | None = None) -> Sample:
+        """Return the sample that the user means.
+
+        Args:
+            config: a key or the beginning of one; ``largest`` or ``smallest``; ``None`` for the chosen point of the
+                last search.
+            search: look only at this search's front for the chosen point.
+
+        Raises:
+            StoreError: there is no such trial, or more than one.
+        """
+        if config in ("largest", "smallest"):
+            return self.space.highest() if config == "largest" else self.space.lowest()
+        fronts = [f for f in self.fronts() if search in (None, f["search"]) and f["points"]]
+        if config is None:
+            if not fronts:
+                raise StoreError(
+                    f"{self.store.path} has no finished search to choose from. Run `qnas search {self.store.path}`, or "
+                    "name a subnet by --config KEY, largest or smallest."
+                )
+            config = str(fronts[-1]["chosen"])
+        found = {t.key: t.sample for _, _, t in self.store.trials() if t.key.startswith(config)}
+        if len(found) != 1:
+            state = "is the beginning of several trials' keys" if found else "is no trial's key"
+            raise StoreError(
+                f"--config {config} {state} in {self.store.path}. Take one from the front's table or "
+                f"`qnas report {self.store.path}`; largest and smallest are names, too."
+            )
+        return next(iter(found.values()))
+
+    def subnet(self, sample: Sample) -> Subnet:
+        """Return a subnet ready to measure or export."""
+        return self.evaluator.subnet(sample)
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Return what else a result depends on: versions, machine, command."""
+    return {
+        "command": command,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "absent"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+

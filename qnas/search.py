@@ -1,0 +1,218 @@
+"""ask -> evaluate -> tell -> store: one loop for every strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from qnas.constraints import Constraint, FeasibleSet, parse_constraint, total_violation
+from qnas.costs import CostTable
+from qnas.errors import ConfigError, ConstraintError, unknown_name
+from qnas.evaluate import Evaluator
+from qnas.files import write_json
+from qnas.pareto import front
+from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
+from qnas.recorder import NullRecorder, Recorder
+from qnas.space import Sample
+from qnas.store import RunDirectory
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What names a search: equal settings continue one another.
+
+    Attributes:
+        strategy: its name.
+        options: of the strategy.
+        evaluations: subnets to judge.
+        objectives: names of metrics.
+        constraints: texts such as ``bitops<=2e8``.
+    """
+
+    strategy: str
+    options: Mapping[str, Any]
+    evaluations: int
+    objectives: tuple[str, ...]
+    constraints: tuple[str, ...]
+    seed: int
+
+
+def named_objectives(names: Sequence[str], metric: str, costs: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """Return objectives with their directions; the task's metric is maximised."""
+    known = {metric: "max", **{name: cost.direction for name, cost in costs.items()}}
+    if len(set(names)) != len(names) or not names:
+        raise ConfigError(f"Objectives must be one or more different metrics; given: {', '.join(names) or 'none'}.")
+    for name in names:
+        if name not in known:
+            raise ConfigError(unknown_name("The objective", name, known, "Correct --objective."))
+    return tuple(Objective(name, known[name]) for name in names)
+
+
+class Search:
+    """One search of a run: resumable after every trial.
+
+    Args:
+        store: of the run.
+        evaluator: judges subnets.
+        settings: name the search.
+        make_strategy: returns the strategy for a problem.
+        recorder: receives ``search`` and ``trial`` events.
+
+    Raises:
+        ConstraintError: no subnet can meet the constraints on costs.
+    """
+
+    def __init__(
+        self,
+        store: RunDirectory,
+        evaluator: Evaluator,
+        settings: SearchSettings,
+        make_strategy: Any,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.store = store
+        self.evaluator = evaluator
+        self.settings = settings
+        self.recorder = recorder or NullRecorder()
+        space = evaluator.supernet.space
+        metric = evaluator.task.metric
+        self.objectives = named_objectives(settings.objectives, metric, evaluator.costs)
+        self.constraints = [parse_constraint(text, [metric, *evaluator.costs]) for text in settings.constraints]
+        self.feasible = FeasibleSet(CostTable(space, evaluator.costs), self.constraints, settings.seed)
+        problem = SearchProblem(space, self.objectives, self.feasible.draw, self.feasible.repair, settings.seed)
+        self.strategy: Strategy = make_strategy(problem)
+        identity = {**asdict(settings), "supernet": evaluator.digest(), "stage": evaluator.settings.stage}
+        self.name, state = store.open_search(settings.strategy.replace(":", "-"), identity)
+        self.pending: list[Sample] = []
+        if state is not None:
+            self.strategy.load_state_dict(state["strategy"])
+            self.pending = list(state["pending"])
+        self.trials = [trial for _, _, trial in store.trials(self.name)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all evaluations are done."""
+        return len(self.trials) >= self.settings.evaluations
+
+    def run(self) -> list[Trial]:
+        """Judge what is left and return all trials."""
+        self.recorder.record("search", {"name": self.name, "evaluations": self.settings.evaluations})
+        while not self.finished:
+            if not self.pending:
+                self.pending = self.strategy.ask(self.settings.evaluations - len(self.trials))
+                if not self.pending:
+                    break  # every subnet that the strategy can think of is judged
+            self._judge(self.pending.pop(0))
+        return self.trials
+
+    def _judge(self, sample: Sample) -> None:
+        space = self.evaluator.supernet.space
+        key = space.key(sample)
+        cache_key = self.evaluator.cache_key(sample, "search")
+        stored = self.store.cached(cache_key)
+        if stored is None:
+            evaluation = self.evaluator.evaluate(sample)
+            metrics, correct, count = evaluation.metrics, evaluation.packed(), len(evaluation.correct)
+        else:
+            metrics, correct, count = stored[0], stored[1], 0
+        trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
+        self.strategy.tell([trial])
+        with self.store.transaction():
+            if stored is None:
+                self.store.put_evaluation(cache_key, key, "search", metrics, count, correct)
+            self.store.put_trial(self.name, len(self.trials), trial, cache_key, self._state())
+        self.trials.append(trial)
+        values = {"number": len(self.trials), "key": key, "metrics": metrics, "cached": stored is not None}
+        self.recorder.record("trial", values)
+
+    def _state(self) -> State:
+        return {"strategy": self.strategy.state_dict(), "pending": self.pending}
+
+    def front(self) -> list[Trial]:
+        """Return the front of all trials.
+
+        Raises:
+            ConstraintError: no judged subnet meets the constraints on measured metrics.
+        """
+        found = front(self.trials, self.objectives)
+        if not found and self.trials:
+            nearest = min(self.trials, key=lambda t: (t.violation, t.key))
+            names = sorted({c.name for c in self.constraints})
+            reached = ", ".join(f"{name}={nearest.metrics[name]:g}" for name in names)
+            raise ConstraintError(
+                f"None of {len(self.trials)} judged subnets meets {', '.join(map(str, self.constraints))}; the closest, "
+                f"{nearest.key}, has {reached}. Loosen the constraint, or raise --evaluations."
+            )
+        return found
+
+    def write_front(self) -> dict[str, Any]:
+        """Report the front on the test split, choose one point, and write ``front.json``; return what it holds."""
+        found = self.front()
+        points = [self._point(trial) for trial in found]
+        metric = self.evaluator.task.metric
+        value = {
+            "search": self.name,
+            "strategy": self.settings.strategy,
+            "seed": self.settings.seed,
+            "objectives": [asdict(o) for o in self.objectives],
+            "constraints": [str(c) for c in self.constraints],
+            "split": "search",
+            "evaluations": len(self.trials),
+            "num_images": {name: len(self.evaluator.data.split(name)) for name in ("train", "search", "test")},
+            "metric": metric,
+            "chosen": choose(found, metric, self.objectives).key if found else None,
+            "points": points,
+        }
+        write_json(self.store.search_directory(self.name) / "front.json", value)
+        return value
+
+    def _point(self, trial: Trial) -> dict[str, Any]:
+        metric = self.evaluator.task.metric
+        test = self.test_metrics(trial)
+        counts = {name: len(self.evaluator.data.split(name)) for name in ("search", "test")}
+        layers = [
+            {**asdict(layer), "macs": layer.macs, "num_weights": layer.num_weights}
+            for layer in self.evaluator.supernet.space.layers(trial.sample)
+        ]
+        return {
+            "key": trial.key,
+            "sample": trial.sample,
+            "metrics": trial.metrics,
+            "standard_error": standard_error(trial.metrics[metric], counts["search"]),
+            "test": {**test, "standard_error": standard_error(test[metric], counts["test"])},
+            "layers": layers,
+        }
+
+    def test_metrics(self, trial: Trial) -> dict[str, float]:
+        """Return a trial's metrics on the test split; only for reports, after selection."""
+        cache_key = self.evaluator.cache_key(trial.sample, "test")
+        stored = self.store.cached(cache_key)
+        if stored is not None:
+            return stored[0]
+        evaluation = self.evaluator.evaluate(trial.sample, "test")
+        with self.store.transaction():
+            self.store.put_evaluation(
+                cache_key, trial.key, "test", evaluation.metrics, len(evaluation.correct), evaluation.packed()
+            )
+        return evaluation.metrics
+
+
+def choose(points: Sequence[Trial], metric: str, objectives: Sequence[Objective]) -> Trial:
+    """Return the point to deploy: best on the task's metric, then cheapest on the other objectives, then by key."""
+    signs = [(o.name, 1.0 if o.direction == "min" else -1.0) for o in objectives if o.name != metric]
+    return min(points, key=lambda t: (-t.metrics[metric], [s * t.metrics[n] for n, s in signs], t.key))
+
+
+def standard_error(accuracy: float, n: int) -> float:
+    """Return the standard error of an accuracy over ``n`` images (Agresti-Coull: not 0 at 100%)."""
+    p = (accuracy * n + 2) / (n + 4)
+    return math.sqrt(p * (1 - p) / (n + 4))
+
+
+def unpack_correct(packed: bytes, n: int) -> np.ndarray[Any, Any]:
+    """Return ``[n]`` booleans from stored bits."""
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n).astype(bool)

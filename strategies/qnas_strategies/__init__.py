@@ -1,0 +1,1 @@
+"""Built-in search strategies, one a file. None imports torch."""

@@ -1,0 +1,152 @@
+"""Evolutionary search as Once-for-All does it, for one objective or several.
+
+Cai et al., "Once-for-All", ICLR 2020, https://arxiv.org/abs/1908.09791, after Real et al., "Regularized Evolution for
+Image Classifier Architecture Search", AAAI 2019; OQAT, QuantNAS and BASQ search with it. Their numbers are in the
+recipes; the defaults here suit a search of some dozens of evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qnas.errors import ConfigError
+from qnas.pareto import best_first
+from qnas.protocols import SearchProblem, State, Trial
+from qnas.rng import generator
+from qnas.space import Indices, Sample
+
+TRIES = 200  # children bred in search of one that was not asked before
+
+
+class Evolution:
+    """Keeps the best of each generation as parents and fills the next with their mutants and crossings.
+
+    With several objectives the best are those of the first fronts, the lonelier ones first. Children that violate a
+    constraint on costs are repaired, not drawn again and again. No subnet is asked twice.
+
+    Args:
+        problem: space, objectives, feasible samples.
+        population: size of a generation.
+        parents: share of a generation that breeds the next.
+        mutation_share: share of the children that are mutants; the others are crossings.
+        mutation_probability: for each knob of a mutant.
+        extremes: whether the first generation holds the largest and the smallest subnet.
+    """
+
+    def __init__(
+        self,
+        problem: SearchProblem,
+        *,
+        population: int = 16,
+        parents: float = 0.25,
+        mutation_share: float = 0.5,
+        mutation_probability: float = 0.1,
+        extremes: bool = True,
+    ) -> None:
+        shares = {"parents": parents, "mutation_share": mutation_share, "mutation_probability": mutation_probability}
+        wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value <= 1]
+        if population < 2 or wrong:
+            raise ConfigError(
+                f"Strategy evolution: population must be at least 2 and shares from 0 to 1; given: "
+                f"{', '.join(wrong) or f'population={population}'}. Change [search.options]."
+            )
+        self.problem = problem
+        self.population = population
+        self.num_parents = max(1, round(parents * population))
+        self.mutation_share = mutation_share
+        self.mutation_probability = mutation_probability
+        self.extremes = extremes
+        self._bred = 0
+        self._generation: list[Trial] = []  # parents, then the children told so far
+        self._asked = 0  # children of the generation under way
+        self._told = 0
+        self._first = True
+        self._seen: list[str] = []
+
+    @property
+    def _size(self) -> int:
+        return self.population if self._first else self.population - self.num_parents
+
+    def ask(self, n: int) -> list[Sample]:
+        """Return at most ``n`` children of the generation under way; none when no new subnet can be bred."""
+        if self._told >= self._size:
+            self._next_generation()
+        samples = []
+        seen = set(self._seen)
+        while len(samples) < n and self._asked < max(1, self._size):
+            sample = self._new_child(seen)
+            if sample is None:
+                break
+            samples.append(sample)
+            self._asked += 1
+        return samples
+
+    def _next_generation(self) -> None:
+        self._generation = best_first(self._generation, self.problem.objectives)[: self.num_parents]
+        self._first = False
+        self._asked = self._told = 0
+
+    def _new_child(self, seen: set[str]) -> Sample | None:
+        space = self.problem.space
+        for attempt in range(TRIES):
+            rng = generator(self.problem.seed, "evolution", self._bred)
+            self._bred += 1
+            row = self._child(rng, attempt)
+            sample = space.sample(self.problem.repair(row[None], rng)[0])
+            key = space.key(sample)
+            if key not in seen:
+                seen.add(key)
+                self._seen.append(key)
+                return sample
+        return None
+
+    def _child(self, rng: np.random.Generator, attempt: int) -> Indices:
+        """Return one child's positions ``[num_knobs]``; after many failures a random one."""
+        space = self.problem.space
+        if self._first and self.extremes and self._asked < 2 and attempt == 0:
+            return space.indices([space.highest() if self._asked == 0 else space.lowest()])[0]
+        if self._first or attempt >= TRIES // 2:
+            return self.problem.draw(rng, 1)[0]
+        parents = space.indices([trial.sample for trial in self._generation[: self.num_parents]])
+        if self._asked < round(self.mutation_share * self._size):
+            return self._mutate(parents[rng.integers(len(parents))], rng)
+        a, b = parents[rng.integers(len(parents), size=2)]
+        return np.where(rng.random(len(a)) < 0.5, a, b)
+
+    def _mutate(self, row: Indices, rng: np.random.Generator) -> Indices:
+        """Draw each knob anew with ``mutation_probability``, at least one."""
+        change = rng.random(len(row)) < self.mutation_probability
+        change[rng.integers(len(row))] = True
+        return np.where(change, self.problem.space.draw(rng, 1)[0], row)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Add judged children to the generation under way."""
+        self._generation.extend(trials)
+        self._told += len(trials)
+
+    def state_dict(self) -> State:
+        """Return the generation, the counters and the keys asked."""
+        return {
+            "bred": self._bred,
+            "asked": self._asked,
+            "told": self._told,
+            "first": self._first,
+            "seen": list(self._seen),
+            "generation": [
+                {"key": t.key, "sample": t.sample, "metrics": t.metrics, "violation": t.violation}
+                for t in self._generation
+            ],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up a state."""
+        self._bred = int(state["bred"])
+        self._asked = int(state["asked"])
+        self._told = int(state["told"])
+        self._first = bool(state["first"])
+        self._seen = list(state["seen"])
+        self._generation = [
+            Trial(t["key"], dict(t["sample"]), dict(t["metrics"]), float(t["violation"])) for t in state["generation"]
+        ]

@@ -1,0 +1,371 @@
+"""The page and the picture of a run: complete, safe, offline, and the same for the same run."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qnas.report import ReportData, render_html, write_front_png, write_report
+from qnas.report.charts import axis_names, chart_data, constraints, extend_front, progress, training
+from qnas.report.data import json_safe, layer_bitops, toml_safe
+from qnas.report.formats import count, metric, percent_error, seconds, size
+from qnas.report.markup import Markup, escape, tag
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</style>${title}"
+GOALS = [("accuracy", "max"), ("bitops", "min"), ("size_bytes", "min")]
+
+
+def make_trial(n: int, accuracy: float, bitops: int, violation: float = 0.0) -> dict:
+    return {
+        "number": n,
+        "search": "01-evolution",
+        "key": f"{n:016x}",
+        "sample": {"stem.w_bits": 2 + 2 * (n % 3), "depth": n},
+        "metrics": {"accuracy": accuracy, "macs": bitops // 64, "bitops": bitops, "size_bytes": 1000 * (n + 1)},
+        "violation": violation,
+    }
+
+
+def make_layer(name: str, kind: str = "conv", **more: int) -> dict:
+    layer = {"name": name, "kind": kind, "in_channels": 16, "out_channels": 16, "kernel_size": 3, "stride": 1}
+    layer |= {"groups": 1, "out_size": 8, "w_bits": 4, "a_bits": 8, "macs": 9216, "num_weights": 144}
+    return layer | more
+
+
+def make_run(num_objectives: int = 2, **changes: object) -> ReportData:
+    trials = [make_trial(n, 0.8 + 0.02 * n, 1_000_000 * 2**n) for n in range(6)]
+    trials.append(make_trial(6, 0.99, 500_000_000, violation=1.5))
+    layers = [make_layer("stem", w_bits=32, a_bits=32), make_layer("block.add", "quantize", macs=0, num_weights=0)]
+    points = [
+        {
+            "key": trial["key"],
+            "sample": trial["sample"],
+            "metrics": trial["metrics"],
+            "standard_error": 0.01,
+            "test": {**trial["metrics"], "accuracy": trial["metrics"]["accuracy"] - 0.005, "standard_error": 0.011},
+            "layers": [*layers, make_layer("block.depthwise", groups=16)],
+        }
+        for trial in trials[:6]
+    ]
+    front = {
+        "search": "01-evolution",
+        "strategy": "evolution",
+        "seed": 0,
+        "objectives": [{"name": name, "direction": way} for name, way in GOALS[:num_objectives]],
+        "constraints": ["bitops<=2e8"],
+        "split": "search",
+        "evaluations": 7,
+        "num_images": {"search": 359, "test": 360},
+        "chosen": trials[3]["key"],
+        "points": points,
+    }
+    export = {
+        "key": trials[3]["key"],
+        "onnx": "exports/3/model.onnx",
+        "packed": "exports/3/weights.bin",
+        "onnx_bytes": 300_000,
+        "packed_bytes": 150_000,
+        "float_islands": ["stem"],
+        "operators": {"Conv": 3},
+        "verify": {
+            "passed": True,
+            "accuracy_reference": 0.86,
+            "accuracy_model": 0.86,
+            "equal_predictions": 360,
+            "max_steps": 1,
+            "failures": [],
+        },
+    }
+    history = [
+        {"stage": stage, "epoch": e, "losses": [1.0 - e / 9, 1.1, 1.3, 1.5], "lr": 0.1, "image_passes": 100}
+        for stage in ("float", "quantized")
+        for e in range(3)
+    ]
+    parts = {
+        "config": {"name": "digits", "search": {"strategy": "evolution", "limit": None}},
+        "environment": {"python": "3.11", "packages": {"torch": "2.6"}},
+        "command": ["qnas", "run", "my run.toml"],
+        "history": history,
+        "trials": trials,
+        "front": front,
+        "exports": [export],
+        "timings": {"train": 100.0, "search": 20.0},
+        "name": "digits",
+    }
+    return ReportData(**(parts | changes))
+
+
+class Page(HTMLParser):
+    """Collects elements, attributes, the text of scripts and all other text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.texts: list[str] = []
+        self._raw = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+        self._raw = name if name in ("script", "style") else ""
+        if name == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, name: str) -> None:
+        self._raw = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._raw == "script":
+            self.scripts[-1] += data
+        elif not self._raw:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def ids(self) -> list[str]:
+        return [attributes["id"] for _, attributes in self.elements if attributes.get("id")]
+
+
+def hostile(value: object) -> object:
+    """Return the same structure with every free text made hostile."""
+    if isinstance(value, dict):
+        fixed = {"direction", "stage", "chosen", "onnx", "passed", "split"}
+        return {name: item if name in fixed else hostile(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("num_objectives", [1, 2, 3])
+def test_the_page_tells_the_run(num_objectives: int) -> None:
+    page = Page(render_html(make_run(num_objectives)))
+    for words in (
+        "digits",
+        "85.5% ± 1.1",
+        "Verified? yes",
+        "stem",
+        "float",
+        "depthwise conv",
+        "exports/3/model.onnx",
+        "qnas run 'my run.toml'",
+        'strategy = "evolution"',
+        "packages.torch",
+        "search split (359 images)",
+        "looked at only for the points of the front, after selection",
+        "1 min 40 s",
+    ):
+        assert words in page.text
+    assert {"front-chart", "search-chart", "training-chart", "trials", "point", "csv"} <= set(page.ids())
+    assert len(page.ids()) == len(set(page.ids()))
+    assert len([1 for name, attributes in page.elements if attributes.get("class") == "subnet"]) == 6
+    shown = [a for _, a in page.elements if a.get("class") == "subnet" and "hidden" not in a]
+    assert len(shown) == 1
+
+
+def test_every_table_has_a_caption_and_scoped_headers() -> None:
+    page = Page(render_html(make_run()))
+    names = [name for name, _ in page.elements]
+    assert names.count("table") == names.count("caption") > 0
+    assert all(attributes.get("scope") in ("col", "row") for name, attributes in page.elements if name == "th")
+    targets = {a["href"][1:] for name, a in page.elements if name == "a" and (a.get("href") or "").startswith("#")}
+    assert targets <= set(page.ids())
+
+
+def test_hostile_text_stays_text() -> None:
+    run = make_run()
+    front = hostile(run.front)
+    front["points"][3]["key"] = front["chosen"] = HOSTILE
+    exports = hostile(run.exports)
+    exports[0]["verify"] = {"passed": False, "failures": [HOSTILE]}
+    data = make_run(
+        config={HOSTILE: {HOSTILE: HOSTILE}},
+        environment={HOSTILE: HOSTILE},
+        command=["qnas", HOSTILE],
+        history=[{"stage": HOSTILE, "epoch": 0, "losses": [1.0, 2.0]}],
+        trials=hostile(run.trials),
+        front=front,
+        exports=exports,
+        timings={HOSTILE: 1.0},
+        name=HOSTILE,
+    )
+    text = render_html(data)
+    page = Page(text)
+    assert len(page.scripts) == 4
+    assert not [attributes for name, attributes in page.elements if name == "img"]
+    assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
+    assert html.escape(HOSTILE) in text
+    embedded = json.loads(page.scripts[0])
+    assert HOSTILE in [point["key"] for point in embedded["points"]]
+    assert "</" not in page.scripts[0]
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_scripts() -> None:
+    text = render_html(make_run())
+    page = Page(text)
+    for _, attributes in page.elements:
+        for name in ("src", "href", "action", "poster", "data", "srcset"):
+            assert re.match(r"#|data:,|$", attributes.get(name) or "")
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(a["content"] for name, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    data, plotly, *own = page.scripts
+    json.loads(data)
+    scripts = [*own, gzip.decompress(base64.b64decode(plotly)).decode()]
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    for script in own:
+        assert "http://" not in script
+        assert "https://" not in script
+        assert "innerHTML" not in script
+    assert "Plotly" in scripts[-1]
+
+
+def test_an_empty_run_says_so_and_stays_small() -> None:
+    text = render_html(ReportData(config={}))
+    page = Page(text)
+    for words in ("Nothing has been evaluated yet", "No epoch has been finished", "Nothing has been exported yet"):
+        assert words in page.text
+    assert "The test split has not been looked at" in page.text
+    assert len(text) < 60_000
+
+
+@pytest.mark.parametrize("part", ["history", "trials", "exports", "front", "timings", "environment", "command"])
+def test_any_part_may_be_missing(part: str, tmp_path: Path) -> None:
+    empty = {"front": {}, "timings": {}, "environment": {}, "command": ""}.get(part, [])
+    write_report(make_run(**{part: empty}), tmp_path)
+
+
+def test_a_run_that_stopped_on_the_way() -> None:
+    run = make_run()
+    history = [{"stage": "float"}, {"stage": "float", "losses": [float("nan")]}, {"stage": "float", "losses": [2.0]}]
+    point = {"key": "a", "sample": {}, "metrics": {"accuracy": None, "bitops": float("inf")}}
+    exports = [{"key": "a", "onnx": "a.onnx", "onnx_bytes": 5, "verify": None}]
+    front = {**run.front, "chosen": "a", "points": [point], "num_images": {}}
+    page = Page(render_html(make_run(history=history, front=front, exports=exports, trials=[])))
+    assert "not checked" in page.text
+    assert "layers of this subnet were not recorded" in page.text
+    assert "NaN" not in page.scripts[0]
+
+
+def test_failed_verification_is_not_hidden() -> None:
+    run = make_run()
+    verify = {"passed": False, "failures": ["layer stem differs by 9 steps"]}
+    page = Page(render_html(make_run(exports=[run.exports[0] | {"verify": verify}])))
+    assert "Verified? no 1 failure" in page.text
+    assert "layer stem differs by 9 steps" in page.text
+
+
+@pytest.mark.parametrize("num_objectives", [1, 2, 3])
+def test_equal_runs_give_equal_bytes(num_objectives: int, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_report(make_run(num_objectives), tmp_path / name)
+    for file in ("report.html", "front.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    picture = (tmp_path / "a" / "front.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert b"Software" not in picture
+    assert b"tEXt" not in picture.replace(b"IDAT", b"")[:200]
+
+
+def test_names_with_dollars_are_not_mathematics(tmp_path: Path) -> None:
+    trials = [make_trial(n, 0.9, 10**6 + n) for n in range(3)]
+    for trial in trials:
+        trial["metrics"] = {"a$b_$": 0.5, "$\\frac{": 3.0 + trial["number"]}
+    write_front_png(make_run(trials=trials, front={}), tmp_path / "front.png")
+
+
+def test_files_are_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_report(make_run(), tmp_path / "made" / "here")
+    assert path == tmp_path / "made" / "here" / "report.html"
+    assert sorted(os.listdir(path.parent)) == ["front.png", "report.html"]
+    before = path.read_bytes()
+
+    def fail(source: object, target: object) -> None:
+        assert os.path.dirname(source) == os.path.dirname(target)
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        write_report(make_run(name="other"), path.parent)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == ["front.png", "report.html"]
+
+
+def test_chart_data() -> None:
+    content = chart_data(make_run(3))
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["axes"] == ["accuracy", "bitops", "size_bytes"]
+    assert content["labels"] == ["stem.w_bits", "depth"]
+    assert content["trials"][4]["sample"] == [4, 4]
+    assert [point["chosen"] for point in content["points"]].count(True) == 1
+    assert content["points"][0]["metrics"][0] == max(point["metrics"][0] for point in content["points"])
+    assert axis_names(chart_data(make_run(1))) == ("accuracy", "number", None)
+
+
+def test_progress_counts_feasible_trials_only() -> None:
+    (curve,) = progress(make_run())
+    assert curve["best"][-1] == pytest.approx(0.9)
+    assert curve["front"] == [1, 2, 3, 4, 5, 6, 6]
+    assert curve["feasible"] == [True] * 6 + [False]
+
+
+def test_front_of_vectors() -> None:
+    front: list[list[float]] = []
+    sizes = []
+    for vector in ([1.0, 1.0], [1.0, 1.0], [0.5, 2.0], [2.0, 2.0], [0.0, 9.0]):
+        front = extend_front(front, vector)
+        sizes.append(len(front))
+    assert sizes == [1, 1, 2, 1, 2]
+
+
+def test_training_curves() -> None:
+    curves = training(make_run().history)
+    assert curves["epoch"] == [1, 2, 3, 4, 5, 6]
+    assert curves["largest"][0] == 1.0
+    assert curves["random"][0] == pytest.approx(1.2)
+    assert curves["smallest"][0] == 1.5
+    assert curves["stages"] == [{"name": "float", "start": 1}, {"name": "quantized", "start": 4}]
+
+
+def test_constraints_that_are_bounds() -> None:
+    texts = ["bitops<=2e8", "size_bytes >= 10", "what ever"]
+    bounds = [(c["metric"], c["bound"]) for c in constraints(make_run(front={"constraints": texts}))]
+    assert bounds == [("bitops", 2e8), ("size_bytes", 10.0)]
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [count(v) for v in (0, 144, 1041984, 65946624, 999_900)] == ["0", "144", "1.04 M", "65.9 M", "1.00 M"]
+    assert [size(v) for v in (12, 271424)] == ["12 B", "265 KiB"]
+    assert [seconds(v) for v in (12.34, 100, 3725)] == ["12.3 s", "1 min 40 s", "1 h 02 min"]
+    assert metric("accuracy", 0.9722, "accuracy") == "97.2%"
+    assert metric("latency_ms", 1.5, "accuracy") == "1.5 ms"
+    assert percent_error(0.972, 0.009) == "97.2 ± 0.9%"
+
+
+def test_values_for_files() -> None:
+    assert json_safe({1: (float("nan"), "a"), "b": object}) == {"1": [None, "a"], "b": "<class 'object'>"}
+    assert toml_safe({"a": None, "b": [1, None], "c": {"d": None}}) == {"b": [1], "c": {}}
+    assert layer_bitops({"macs": 10, "w_bits": 4, "a_bits": 8}) == 320
+
+
+def test_markup_escapes_what_was_not_built_as_markup() -> None:
+    assert tag("p", "<b>", tag("i", "&"), None, title='"') == '<p title="&quot;">&lt;b&gt;<i>&amp;</i></p>'
+    assert isinstance(escape("x"), Markup)
+    assert escape(Markup("<b>")) == "<b>"
