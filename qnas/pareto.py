@@ -58,9 +58,10 @@ def crowding(values: Array) -> Array:
 
 
 def best_first(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """Return trials by front, then by crowding distance (wider first), then by key."""
+    """Return trials by front, then by crowding distance (wider first), then by key; in whatever order they come."""
     if not trials:
         return []
+    trials = sorted(trials, key=lambda t: t.key)  # the ends among equal points must not depend on the order
     values = objective_values(trials, objectives)
     rank = ranks(values, np.array([t.violation for t in trials]))
     wide = np.zeros(len(trials))

@@ -68,9 +68,7 @@ class GraphWriter:
         """Return the values of codes."""
         return self.node("DequantizeLinear", [codes, *self.grid(site, grid)], f"{site}.values")
 
-    def dequantized_constant(
-        self, name: str, codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]
-    ) -> str:
+    def dequantized_constant(self, name: str, codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> str:
         """Return the values of stored codes ``[O, ...]`` with a scale ``[O]`` for each output channel."""
         inputs = [
             self.constant(f"{name}.codes", codes),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qnas.deploy.graph import GraphWriter, write_atomically
 from qnas.deploy.integers import CodeGrid, integer_layer, weight_codes
-from qnas.deploy.trace import Island, Step, Trace, trace
+from qnas.deploy.trace import Island, Step, Trace, squeeze_excite_weights, trace
 from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
 from qnas.nn.grid import CodebookGrid
@@ -223,6 +223,7 @@ class _Exporter:
         se, graph, name = step.module, self.graph, step.name
         assert isinstance(se, FloatSqueezeExcite)
         x = self._input(step).name
+        reduce, expand = squeeze_excite_weights(se)
 
         def constants(layer: str, weight: Tensor, bias: Tensor) -> list[str]:
             return [
@@ -231,9 +232,9 @@ class _Exporter:
             ]
 
         y = graph.node("GlobalAveragePool", [x], f"{name}.mean")
-        y = graph.node("Conv", [y, *constants("reduce", se.w1, se.b1)], f"{name}.reduce", kernel_shape=[1, 1])
+        y = graph.node("Conv", [y, *constants("reduce", *reduce)], f"{name}.reduce", kernel_shape=[1, 1])
         y = graph.node("Relu", [y], f"{name}.relu")
-        y = graph.node("Conv", [y, *constants("expand", se.w2, se.b2)], f"{name}.expand", kernel_shape=[1, 1])
+        y = graph.node("Conv", [y, *constants("expand", *expand)], f"{name}.expand", kernel_shape=[1, 1])
         y = graph.node("HardSigmoid", [y], f"{name}.gate", alpha=1 / 6, beta=0.5)
         return _Value(graph.node("Mul", [x, y], name))
 

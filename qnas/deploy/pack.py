@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qnas.deploy.graph import write_atomically
 from qnas.deploy.integers import CodeGrid, integer_layer
-from qnas.deploy.trace import Trace, float_sites, squeeze_excite_sites, trace
+from qnas.deploy.trace import Trace, float_sites, squeeze_excite_sites, squeeze_excite_weights, trace
 from qnas.errors import ExportError, StoreError
 from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
@@ -115,8 +115,8 @@ class _Packer:
                 self._layer(module, self.steps.input_grid(step))
             elif isinstance(module, FloatSqueezeExcite):
                 sites = squeeze_excite_sites(module, self.float_sites)
-                for spec, w, b in zip(sites, (module.w1, module.w2), (module.b1, module.b2), strict=True):
-                    self._float(spec, w, b)
+                for spec, (weight, bias) in zip(sites, squeeze_excite_weights(module), strict=True):
+                    self._float(spec, weight, bias)
             elif isinstance(module, GridQuantize) and self._kind(step.name) == "quantize":
                 grid = self.steps.grids[step.output]
                 assert grid is not None
@@ -201,7 +201,9 @@ def read_packed(path: str | Path) -> dict[str, Any]:
         raise StoreError(f"{str(path)!r} is damaged: {error}. Export it again.") from error
     used = {f"{site}.{name}" for site, layer in layers.items() for name in FIELDS[_fields(layer)]}
     if used != set(tensors):
-        raise StoreError(f"{str(path)!r} is damaged: unexpected tensors {sorted(set(tensors) - used)}. Export it again.")
+        raise StoreError(
+            f"{str(path)!r} is damaged: unexpected tensors {sorted(set(tensors) - used)}. Export it again."
+        )
     return {"metadata": metadata, "tensors": tensors, "layers": layers}
 
 

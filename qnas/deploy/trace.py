@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
@@ -225,13 +225,19 @@ def squeeze_excite_sites(module: FloatSqueezeExcite, sites: list[LayerSpec]) -> 
         ExportError: the description and the module do not fit.
     """
     found, sites[:] = sites[:2], sites[2:]
-    shapes = [(spec.out_channels, spec.in_channels) for spec in found]
-    if shapes != [tuple(w.shape[:2]) for w in (module.w1, module.w2)]:
+    (first, _), (second, _) = squeeze_excite_weights(module)
+    if [(spec.out_channels, spec.in_channels) for spec in found] != [tuple(w.shape[:2]) for w in (first, second)]:
         raise ExportError(
-            f"A squeeze-excite of shape {list(module.w1.shape[:2])} stands where the space describes "
+            f"A squeeze-excite of shape {list(first.shape[:2])} stands where the space describes "
             f"{[spec.name for spec in found]}. Its two layers must be described in the order of the data's way."
         )
     return found
+
+
+def squeeze_excite_weights(module: FloatSqueezeExcite) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return weight and bias of both layers of ``module``."""
+    w1, b1, w2, b2 = (module.get_buffer(name) for name in ("w1", "b1", "w2", "b2"))
+    return (w1, b1), (w2, b2)
 
 
 def _unknown(node: fx.Node, what: str) -> ExportError:

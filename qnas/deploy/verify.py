@@ -104,7 +104,9 @@ def verify(
     limits = limits or VerifyLimits()
     expected, found = _outputs(subnet, str(model_path), device, batches)
     if len(expected) != len(labels) or not len(labels):
-        raise DataError(f"Verification was given {len(expected)} images and {len(labels)} labels. Give the whole split.")
+        raise DataError(
+            f"Verification was given {len(expected)} images and {len(labels)} labels. Give the whole split."
+        )
     accuracies = [float(task.correct(outputs, labels).double().mean()) for outputs in (expected, found)]
     step = _output_step(subnet)
     difference = (found - expected).abs().flatten(1).amax(1)

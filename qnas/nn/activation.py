@@ -75,10 +75,10 @@ class ActivationSite(nn.Module):
             x = F.relu(x)
         return self.quantizer(x, ctx)
 
-    def extract(self) -> GridQuantize | None:
+    def extract(self) -> GridQuantize | nn.ReLU | None:
         """Return the static twin for the active subnet; ``None`` where the tensor passes as it is."""
-        if self._passes:
-            return None
+        if self._passes or self.mode == "float":
+            return nn.ReLU() if self.relu else None
         assert self.spec is not None
         grid = self.quantizer.export(self._context(self.spec.in_channels))
         return GridQuantize(self.name, grid, relu=self.relu)

@@ -38,8 +38,8 @@ class SubnetLayer(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         bn: nn.BatchNorm2d | None,
-        input_grid: GridQuantize | None,
-        output_grid: GridQuantize | None,
+        input_grid: GridQuantize | nn.ReLU | None,
+        output_grid: GridQuantize | nn.ReLU | None,
         quantizer: Quantizer | None,
         ctx: SiteContext,
         *,
@@ -138,7 +138,7 @@ class SubnetLayer(nn.Module):
 class Residual(nn.Module):
     """``grid(body(x) + x)``."""
 
-    def __init__(self, body: nn.Module, output: GridQuantize | None) -> None:
+    def __init__(self, body: nn.Module, output: GridQuantize | nn.ReLU | None) -> None:
         super().__init__()
         self.body = body
         self.output = output

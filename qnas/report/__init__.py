@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
+from qnas.files import write_atomically, write_text
 from qnas.report.data import ReportData
 from qnas.report.html import render_html
 from qnas.report.plots import write_front_png
@@ -24,18 +24,7 @@ def write_report(data: ReportData, directory: str | os.PathLike[str]) -> Path:
         The path of the page.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     page = render_html(data)
-    _replace(folder / "report.html", lambda path: path.write_bytes(page.encode("utf-8")))
-    _replace(folder / "front.png", lambda path: write_front_png(data, path))
+    write_text(folder / "report.html", page)
+    write_atomically(folder / "front.png", lambda partial: write_front_png(data, partial))
     return folder / "report.html"
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path`` and move it there."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

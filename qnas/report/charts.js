@@ -67,7 +67,9 @@
     };
   }
 
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  /* The buttons are named one by one, because Plotly's own choice may hold one that sends the chart to its cloud. */
+  const buttons = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
+  const options = { responsive: true, displaylogo: false, modeBarButtons: buttons, plotlyServerURL: "" };
   const draw = (name, traces, extra) => Plotly.react(chart(name), traces, layout(extra), options);
 
   function frontAxis(name, entries) {

@@ -38,7 +38,7 @@ def size(value: float | None) -> str:
     if value is None:
         return MISSING
     for scale, unit in _IEC:
-        if abs(value) >= 0.9995 * scale:  # 999,900 is 1.00 M, not 1000 k
+        if abs(value) >= 0.9995 * scale:
             return f"{_three(value / scale)} {unit}"
     return f"{value:g} B"
 

@@ -35,7 +35,7 @@ def tiles(data: ReportData) -> Markup:
             _tile(heading(name), metric(name, point["metrics"][name], score), _exactly(point, name)) for name in known
         ]
         shown.append(_verified_tile(data.export_of(point["key"])))
-    shown.append(_tile("Evaluations", count(evaluations), f"{len(data.points)} points on the front"))
+    shown.append(_tile("Evaluations", count(evaluations), _many(len(data.points), "point") + " on the front"))
     return join(shown, "\n")
 
 
@@ -70,7 +70,7 @@ def _verified_tile(export: Json | None) -> Markup:
     return (
         _tile("Verified?", "yes", file, "good")
         if verify["passed"]
-        else _tile("Verified?", "no", f"{failures} failure{'' if failures == 1 else 's'}", "bad")
+        else _tile("Verified?", "no", _many(failures, "failure"), "bad")
     )
 
 
@@ -134,7 +134,7 @@ def training(data: ReportData) -> Markup:
     if not data.history:
         return empty("No epoch has been finished yet.")
     passes = sum(number(entry, "image_passes") or 0 for entry in data.history)
-    note = f"{len(data.history)} epochs" + (f", {count(passes)} image passes in all." if passes else ".")
+    note = _many(len(data.history), "epoch") + (f", {count(passes)} image passes in all." if passes else ".")
     details = tag("details", tag("summary", "All epochs as a table"), tables.history_table(data.history))
     return join([tag("p", note), _chart("training-chart", "Loss of the largest, random and smallest subnets"), details])
 
@@ -200,8 +200,12 @@ def notes(data: ReportData) -> Markup:
     return tag("ul", *(tag("li", sentence) for sentence in said))
 
 
+def _many(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _chart(name: str, description: str, kind: str = "") -> Markup:
-    return tag("div", id=name, class_=f"chart {kind}".strip(), role="img", aria_label=description)
+    return tag("div", id=name, class_=f"chart {kind}".strip(), role="group", aria_label=description)
 
 
 def _code(text: str) -> Markup:

@@ -1,0 +1,288 @@
+"""The contracts, as checks that raise ``AssertionError``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qnas.costs import CostTable, cost_of
+from qnas.layers import LayerSpec
+from qnas.nn.grid import AffineGrid, CodebookGrid
+from qnas.nn.quantizer import Quantizer, SiteContext
+from qnas.protocols import Calibrator, CostModel, Dataset, Device, Sampler, SearchProblem, Strategy, Supervision, Task
+from qnas.rng import generator
+from qnas.space import QuantScheme, SearchSpace
+from qnas.testing.parts import site, toy_images, toy_problem, toy_space, toy_supernet, toy_trial
+
+_ROLE_SITES = (("weight", True), ("activation", False), ("activation", True))
+
+
+def _values(role: str, signed: bool) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn((8, 4, 3, 3) if role == "weight" else (6, 8, 5, 5), generator=rng)
+    return x if signed else x.abs()
+
+
+def check_quantizer(cls: type[Quantizer]) -> None:
+    """Starts from data, rounds to the grid that it exports, trains, keeps its state, works in a supernet."""
+    assert cls.roles <= {"weight", "activation"}, "roles must name weight or activation"
+    assert cls.roles, "a quantizer must play a role"
+    for role, signed in _ROLE_SITES:
+        if role not in cls.roles:
+            continue
+        x = _values(role, signed)
+        for bits in (2, 4, 8):
+            _check_quantizer_at(cls, role, signed, bits, x)
+    both = {"weight": cls if "weight" in cls.roles else None, "act": cls if "activation" in cls.roles else None}
+    _check_in_supernet(**both)
+
+
+def _check_quantizer_at(cls: type[Quantizer], role: str, signed: bool, bits: int, x: torch.Tensor) -> None:
+    quantizer = cls(site(role, signed=signed))
+    ctx = SiteContext(bits, 8)
+    quantizer.start(x, ctx)
+    leaf = x.clone().requires_grad_()
+    out = quantizer(leaf, ctx)
+    assert out.shape == x.shape, "forward must keep the shape"
+    assert out.dtype == x.dtype, "forward must keep the dtype"
+    grid = quantizer.export(ctx)
+    assert isinstance(grid, (AffineGrid, CodebookGrid)), "export must return a grid"
+    assert grid.bits <= bits, f"a {bits}-bit grid must fit in {bits} bits"
+    torch.testing.assert_close(grid.quantize(x), out.detach(), msg="forward must round to the exported grid")
+    torch.testing.assert_close(grid.decode(grid.encode(x)), grid.quantize(x), msg="codes must decode to the values")
+    torch.testing.assert_close(quantizer(out.detach(), ctx).detach(), out.detach(), msg="twice must equal once")
+    if isinstance(grid, AffineGrid) and role == "activation":
+        assert grid.qmin >= 0, "activation codes must be unsigned"
+        assert grid.qmax <= 255, "activation codes must fit in a byte"
+    out.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None, "a gradient must reach the input"
+    assert torch.isfinite(leaf.grad).all(), "the input's gradient must be finite"
+    for name, parameter in quantizer.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), f"gradient of {name} must be finite"
+    if quantizer.absorbs_relu:
+        torch.testing.assert_close(quantizer(-x, ctx), quantizer(torch.zeros_like(x), ctx), msg="must cut at zero")
+    narrow = x[:4] if role == "weight" else x[:, :4]
+    assert quantizer(narrow, SiteContext(bits, 4)).shape == narrow.shape, "must serve fewer channels"
+    other = cls(site(role, signed=signed))
+    other.load_state_dict(quantizer.state_dict())
+    torch.testing.assert_close(other(x, ctx), quantizer(x, ctx), rtol=0, atol=0, msg="state_dict must hold it all")
+    assert quantizer(x.bfloat16(), ctx).dtype == torch.bfloat16, "must serve bfloat16"
+    penalty = quantizer.penalty()
+    assert penalty is None or penalty.ndim == 0, "a penalty must be a number"
+
+
+def _check_in_supernet(weight: type[Quantizer] | None, act: type[Quantizer] | None) -> None:
+    """Extraction answers as the supernet does; bit-widths that were not active get no gradient."""
+    makers: dict[str, Any] = {k: v for k, v in {"weight": weight, "act": act}.items() if v is not None}
+    supernet = toy_supernet(**makers)
+    space = supernet.space
+    for sample in (space.highest(), space.lowest(), {**space.highest(), "kernel": 3}):
+        supernet.activate(sample)
+        supernet.train()
+        with torch.no_grad():
+            want = supernet(toy_images())
+        subnet = supernet.extract(sample)
+        for norm in subnet.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.train()
+        with torch.no_grad():
+            torch.testing.assert_close(subnet(toy_images()), want, msg="an extracted subnet must answer the same")
+    supernet.zero_grad()
+    supernet.activate(space.highest())
+    supernet(toy_images()).sum().backward()
+    for quantizer in supernet.quantizers():
+        for parameter in quantizer.parameters():
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def check_space(make: Callable[[QuantScheme], SearchSpace]) -> None:
+    """Describes without building; keys, costs and the supernet agree with the description.
+
+    Args:
+        make: returns the space in a size that can run here, for one-channel images and 10 classes.
+    """
+    space = make(QuantScheme((2, 4), (2, 4), "layer"))
+    rng = generator(0, "contract")
+    samples = [space.lowest(), space.highest(), *(space.sample(r) for r in space.draw(rng, 5))]
+    models: dict[str, CostModel] = {"bitops": _BitOps()}
+    table = CostTable(space, models)
+    vectorised = table.costs(space.indices(samples))["bitops"]
+    supernet = toy_supernet(space)  # type: ignore[arg-type]
+    for sample, bitops in zip(samples, vectorised, strict=True):
+        layers = space.layers(sample)
+        names = [layer.name for layer in layers]
+        assert len(set(names)) == len(names), "layers must have different names"
+        assert cost_of(layers, models["bitops"]) == bitops, "describe must depend on depends_on alone"
+        assert space.layers(space.canonical(sample)) == layers, "inactive knobs must change nothing"
+        size = space.resolution(sample)
+        images = torch.zeros(2, 1, size, size)
+        supernet.eval()
+        supernet.activate(sample)
+        assert supernet(images).shape == (2, space.num_classes), "the supernet must answer for every sample"
+        described = {layer.name for layer in layers if layer.kind != "quantize"}
+        subnet = supernet.extract(sample)
+        built = {layer.spec.name for layer in subnet.subnet_layers()}
+        assert built <= described, f"layers that no description has: {built - described}"
+    low, high = (table.costs(space.indices([s]))["bitops"][0] for s in (space.lowest(), space.highest()))
+    assert low <= high, "the lowest sample must not cost more than the highest"
+
+
+class _BitOps:
+    direction = "min"
+    unit = "BitOPs"
+
+    def layer_cost(self, layer: Any) -> Any:
+        return layer.macs * layer.w_bits * layer.a_bits
+
+
+def check_sampler(cls: Callable[[], Sampler]) -> None:
+    """Draws valid samples, as many as asked, as a function of the generator."""
+    space = toy_space()
+    for n in (1, 2, 4, 9):
+        first = cls().draw(space, generator(0, "contract"), n)
+        assert len(first) == n, f"asked for {n} samples, got {len(first)}"
+        for sample in first:
+            space.validate(sample)
+        assert first == cls().draw(space, generator(0, "contract"), n), "equal generators, equal samples"
+
+
+def check_supervision(cls: Callable[[], Supervision]) -> None:
+    """Gives a finite loss with a gradient for each subnet of a step, and keeps its state."""
+    supervision = cls()
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 2, 1, 0])
+    for _ in range(2):
+        supervision.begin_step(labels)
+        for position in range(4):
+            logits = torch.randn(4, 3, generator=rng).requires_grad_()
+            loss = supervision.loss(position, logits, labels)
+            assert loss.ndim == 0, "a loss must be a number"
+            assert torch.isfinite(loss), "a loss must be finite"
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert logits.grad is not None, "a gradient must reach the outputs"
+            assert logits.grad.abs().sum() > 0, "the gradient must not be zero"
+    other = cls()
+    other.load_state_dict(supervision.state_dict())
+    fixed = torch.randn(4, 3, generator=rng)
+    for one in (supervision, other):
+        one.begin_step(labels)
+    torch.testing.assert_close(other.loss(0, fixed, labels), supervision.loss(0, fixed, labels))
+
+
+def check_calibrator(cls: Callable[[], Calibrator]) -> None:
+    """Adjusts the subnet alone, the same way each time, and says what its settings are."""
+    calibrator = cls()
+    assert calibrator.name, "a calibrator needs a name for the cache key"
+    json.dumps(dict(calibrator.settings))
+    supernet = toy_supernet()
+    before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
+    answers = []
+    for _ in range(2):
+        subnet = supernet.extract(supernet.space.highest())
+        calibrator.calibrate(subnet, [toy_images(), toy_images() + 0.5])
+        with torch.no_grad():
+            answers.append(subnet.fold()(toy_images()))
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=0, msg="calibration must be deterministic")
+    for name, tensor in supernet.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg="the supernet must not change")
+
+
+def check_strategy(make: Callable[[SearchProblem], Strategy]) -> None:
+    """Asks valid samples, none twice; resumed from JSON at any point, it asks the same."""
+    problem = toy_problem()
+    whole = _drive(problem, make, 30, reload_every=0)
+    assert whole, "a strategy must ask something"
+    for sample in whole:
+        problem.space.validate(sample)
+    keys = [problem.space.key(sample) for sample in whole]
+    assert len(set(keys)) == len(keys), "no subnet must be asked twice"
+    assert whole == _drive(problem, make, 30, reload_every=1), "a resumed strategy must ask the same"
+    assert whole == _drive(problem, make, 30, reload_every=7), "a resumed strategy must ask the same"
+    assert whole != _drive(toy_problem(seed=1), make, 30, reload_every=0), "another seed must ask others"
+
+
+def _drive(problem: SearchProblem, make: Callable[[SearchProblem], Strategy], n: int, reload_every: int) -> list[Any]:
+    strategy = make(problem)
+    asked: list[Any] = []
+    pending: list[Any] = []
+    while len(asked) < n:
+        pending = pending or strategy.ask(n - len(asked))
+        if not pending:
+            break
+        sample = pending.pop(0)
+        asked.append(sample)
+        strategy.tell([toy_trial(problem, sample)])
+        if reload_every and len(asked) % reload_every == 0:
+            state = json.loads(json.dumps(strategy.state_dict()))
+            strategy = make(problem)
+            strategy.load_state_dict(state)
+    return asked
+
+
+def check_cost(model: CostModel) -> None:
+    """Gives whole, non-negative numbers, the same for arrays as for single layers."""
+    assert model.direction in ("min", "max"), "a direction is min or max"
+    assert model.unit, "a cost needs a unit"
+    space = toy_space()
+    rows = space.draw(generator(0, "contract"), 20)
+    many = CostTable(space, {"cost": model}).costs(rows)["cost"]
+    single = [cost_of(space.layers(space.sample(row)), model) for row in rows]
+    np.testing.assert_array_equal(many, single)
+    assert (many >= 0).all(), "a cost must not be negative"
+    assert isinstance(cost_of([LayerSpec("x", "conv", 3, 4, 3)], model), int)
+
+
+def check_dataset(dataset: Dataset, **options: Any) -> None:
+    """Gives labelled uint8 images, each time the same."""
+    first, second = dataset.load(**options), dataset.load(**options)
+    assert len(first.images) > 0, "a data set must hold images"
+    assert first.labels.min() >= 0, "labels start from 0"
+    assert first.labels.max() < len(first.class_names), "every label needs a name"
+    assert torch.equal(first.images, second.images), "loading twice must give the same"
+    assert first.image_size >= 8, "image_size must say at which size to train"
+
+
+def check_task(cls: Callable[[], Task]) -> None:
+    """Gives a loss, and says which answers are right."""
+    task = cls()
+    assert task.metric, "a task names its metric"
+    logits = torch.eye(3).requires_grad_()
+    labels = torch.tensor([0, 1, 0])
+    loss = task.loss(logits, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    correct = task.correct(logits.detach(), labels)
+    assert correct.dtype == torch.bool, "correct gives booleans"
+    assert correct.tolist() == [True, True, False]
+
+
+def check_recipe(path: Any) -> None:
+    """Is TOML that a run accepts."""
+    from qnas.config import load_config, read_toml
+
+    load_config(read_toml(Path(str(path))))
+
+
+def check_device(cls: Callable[[], Device]) -> None:
+    """Executes an exported subnet and answers as the subnet does."""
+    from qnas.deploy import export_onnx
+
+    device = cls()
+    supernet = toy_supernet()
+    subnet = supernet.extract(supernet.space.highest()).fold()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(subnet, path, metadata={})
+        outputs = device.run(str(path), toy_images().numpy(), 5)
+        operators = device.operators(str(path))
+    with torch.no_grad():
+        want = subnet(toy_images()).numpy()
+    assert outputs.shape == want.shape, "a device must answer for every image"
+    assert np.abs(outputs - want).max() <= 3 * 0.125, "a device must answer as the subnet does"
+    assert sum(operators.values()) > 0, "a device must tell which operators it executes"

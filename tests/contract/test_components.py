@@ -1,0 +1,98 @@
+"""Every registered component keeps its kind's contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from qnas import testing
+from qnas.hookspecs import KINDS
+from qnas.plugins import load_registry
+
+REGISTRY = load_registry()
+
+
+def of(kind):
+    return [pytest.param(c, id=c.spec.name) for c in REGISTRY.components(kind)]
+
+
+def test_every_kind_has_a_component_and_a_check():
+    for kind in KINDS:
+        assert REGISTRY.components(kind), f"no {kind} is registered"
+        assert hasattr(testing, f"check_{kind}")
+
+
+@pytest.mark.parametrize("component", of("quantizer"))
+def test_quantizer(component):
+    testing.check_quantizer(component.load())
+
+
+@pytest.mark.parametrize("component", of("space"))
+def test_space(component):
+    cls = component.load()
+    testing.check_space(lambda scheme: cls(scheme, image_size=16, num_classes=10, image_channels=1))
+
+
+@pytest.mark.parametrize("component", of("sampler"))
+def test_sampler(component):
+    testing.check_sampler(component.load())
+
+
+@pytest.mark.parametrize("component", of("supervision"))
+def test_supervision(component):
+    testing.check_supervision(component.load())
+
+
+@pytest.mark.parametrize("component", of("calibrator"))
+def test_calibrator(component):
+    testing.check_calibrator(component.load())
+
+
+@pytest.mark.parametrize("component", of("strategy"))
+def test_strategy(component):
+    testing.check_strategy(component.load())
+
+
+@pytest.mark.parametrize("component", of("cost"))
+def test_cost(component):
+    testing.check_cost(component.load())
+
+
+@pytest.mark.parametrize("component", of("dataset"))
+def test_dataset(component):
+    testing.check_dataset(component.load()())
+
+
+@pytest.mark.parametrize("component", of("task"))
+def test_task(component):
+    testing.check_task(component.load())
+
+
+@pytest.mark.parametrize("component", of("device"))
+def test_device(component):
+    testing.check_device(component.load())
+
+
+@pytest.mark.parametrize("component", of("recipe"))
+def test_recipe(component):
+    testing.check_recipe(component.load())
+
+
+def test_the_toy_parts_keep_the_contracts_too():
+    testing.check_space(lambda scheme: testing.toy_space())
+    testing.check_quantizer(testing.parts.RoundingQuantizer)
+
+
+def test_a_contract_that_is_broken_is_noticed():
+    class Forgetful(REGISTRY.load("strategy", "random")):
+        def load_state_dict(self, state):
+            pass
+
+    with pytest.raises(AssertionError, match="resumed strategy"):
+        testing.check_strategy(Forgetful)
+
+    class Coarse(REGISTRY.load("quantizer", "lsq")):
+        def forward(self, x, ctx):
+            return x
+
+    with pytest.raises(AssertionError, match="exported grid"):
+        testing.check_quantizer(Coarse)

@@ -1,0 +1,138 @@
+"""Dominance, constraints, strategies' shared ground."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qnas.constraints import FeasibleSet, parse_constraint, total_violation
+from qnas.costs import CostTable
+from qnas.errors import ConfigError, ConstraintError
+from qnas.pareto import best_first, crowding, dominates, front, ranks
+from qnas.protocols import Objective, Trial
+from qnas.rng import generator
+from qnas.search import choose, named_objectives, standard_error, unpack_correct
+
+OBJECTIVES = (Objective("accuracy", "max"), Objective("bitops", "min"))
+POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
+
+
+def trials(points, violations=None):
+    violations = violations or [0.0] * len(points)
+    return [
+        Trial(f"{i:04d}", {}, {"accuracy": a, "bitops": b}, v)
+        for i, ((a, b), v) in enumerate(zip(points, violations, strict=True))
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(points=POINTS)
+def test_no_point_of_a_front_dominates_another_and_every_other_is_dominated(points):
+    found = front(trials(points), OBJECTIVES)
+    values = {(t.metrics["accuracy"], t.metrics["bitops"]) for t in found}
+    assert len(values) == len(found)
+    for a, b in values:
+        assert not any((x >= a and y <= b) and (x, y) != (a, b) for x, y in points)
+    for a, b in points:
+        assert any(x >= a and y <= b for x, y in values)
+
+
+@settings(max_examples=50, deadline=None)
+@given(points=POINTS, seed=st.integers(0, 100))
+def test_front_does_not_depend_on_order(points, seed):
+    found = trials(points)
+    shuffled = list(np.random.default_rng(seed).permutation(np.array(found, dtype=object)))
+    assert [t.key for t in front(found, OBJECTIVES)] == [t.key for t in front(shuffled, OBJECTIVES)]
+    assert [t.key for t in best_first(found, OBJECTIVES)] == [t.key for t in best_first(shuffled, OBJECTIVES)]
+
+
+def test_meeting_the_constraints_comes_first():
+    values = np.array([[0.0, 0.0], [5.0, 5.0], [1.0, 1.0]])
+    violations = np.array([1.0, 0.0, 0.5])
+    np.testing.assert_array_equal(ranks(values, violations), [2, 0, 1])
+    assert dominates(values, violations)[1, 0]
+    assert front(trials([(9, 0), (1, 5)], [1.0, 0.0]), OBJECTIVES)[0].key == "0001"
+    assert front(trials([(9, 0)], [1.0]), OBJECTIVES) == []
+
+
+def test_crowding_prefers_the_ends_and_the_lonely():
+    distance = crowding(np.array([[0.0, 10.0], [1.0, 9.0], [2.0, 8.0], [9.0, 0.0]]))
+    assert np.isinf(distance[[0, 3]]).all()
+    assert distance[2] > distance[1]
+
+
+def test_chosen_point_is_the_most_accurate_then_the_cheapest():
+    points = trials([(5, 9), (7, 8), (7, 3), (6, 1)])
+    assert choose(points, "accuracy", OBJECTIVES).key == "0002"
+
+
+def test_constraints_are_parsed_and_measured():
+    constraint = parse_constraint(" bitops <= 2e8", ["accuracy", "bitops"])
+    assert (constraint.name, constraint.sense, constraint.limit) == ("bitops", "<=", 2e8)
+    assert total_violation([constraint], {"bitops": 3e8}) == pytest.approx(0.5)
+    assert total_violation([parse_constraint("accuracy>=0.9", ["accuracy"])], {"accuracy": 0.95}) == 0
+    for text, message in (("bitops<2e8", "form NAME<=NUMBER"), ("bitops<=many", "form"), ("bitop<=3", "'bitops'")):
+        with pytest.raises(ConfigError, match=message):
+            parse_constraint(text, ["accuracy", "bitops"])
+
+
+@pytest.fixture(scope="module")
+def table(make_space, registry):
+    models = {name: registry.load("cost", name) for name in ("macs", "bitops", "size_bytes")}
+    return CostTable(make_space(granularity="layer"), models)
+
+
+def constrain(table, *texts):
+    return FeasibleSet(table, [parse_constraint(t, ["accuracy", *table.models]) for t in texts], seed=0)
+
+
+def test_drawn_and_repaired_samples_are_feasible(table):
+    lowest = table.costs(table.space.indices([table.space.lowest()]))["bitops"][0]
+    for limit in (3 * lowest, 1.02 * lowest, lowest):  # ample, hardly any, exactly one
+        feasible = constrain(table, f"bitops<={limit}")
+        rng = generator(0, "test")
+        for rows in (feasible.draw(rng, 20), feasible.repair(table.space.draw(rng, 20), rng)):
+            assert rows.shape == (20, len(table.space.knobs))
+            assert (feasible.violation(rows) == 0).all()
+
+
+def test_repair_leaves_feasible_samples_alone(table):
+    rows = table.space.draw(generator(0, "x"), 10)
+    feasible = constrain(table)
+    np.testing.assert_array_equal(feasible.repair(rows, generator(0, "y")), rows)
+
+
+def test_what_nothing_meets_ends_at_once_and_says_how_close(table):
+    lowest = int(table.costs(table.space.indices([table.space.lowest()]))["bitops"][0])
+    start = time.perf_counter()
+    with pytest.raises(ConstraintError, match=f"closest one has bitops={lowest:,}"):
+        constrain(table, f"bitops<={lowest - 1}")
+    with pytest.raises(ConstraintError, match="No subnet of space 'mbv3' meets"):
+        constrain(table, "macs<=200000", "macs>=500000")
+    assert time.perf_counter() - start < 5
+
+
+def test_a_narrow_window_is_found(table):
+    feasible = constrain(table, "macs<=300000", "macs>=299000")
+    assert (feasible.violation(feasible.draw(generator(0, "w"), 5)) == 0).all()
+
+
+def test_wrong_objectives_are_refused():
+    with pytest.raises(ConfigError, match="different metrics"):
+        named_objectives(["accuracy", "accuracy"], "accuracy", {})
+    with pytest.raises(ConfigError, match="'accurracy' does not exist"):
+        named_objectives(["accurracy"], "accuracy", {})
+
+
+def test_standard_error_is_never_zero():
+    assert 0 < standard_error(1.0, 360) < 0.01
+    assert standard_error(0.5, 10_000) == pytest.approx(0.005, rel=0.01)
+
+
+def test_correctness_bits_round_trip():
+    correct = np.random.default_rng(0).random(359) < 0.9
+    np.testing.assert_array_equal(unpack_correct(np.packbits(correct).tobytes(), 359), correct)
