@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qnas.costs import sample_costs
 from qnas.data import Data, Split, batches
+from qnas.deploy.rounding import round_biases
 from qnas.nn.subnet import Subnet
 from qnas.nn.supernet import Supernet
 from qnas.protocols import Calibrator, CostModel, Task
@@ -117,7 +118,7 @@ class Evaluator:
         subnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for calibrator in self.calibrators:
             calibrator.calibrate(subnet, self._batches("calibration", self._calibration, subnet.resolution))
-        return subnet.fold()
+        return round_biases(subnet.fold())
 
     def _batches(self, name: str, split: Split, size: int) -> list[Tensor]:
         """Return a split's batches at one resolution, made once."""
@@ -144,5 +145,8 @@ class Evaluator:
     def outputs(self, subnet: Subnet, split: str) -> Tensor:
         """Return a folded subnet's outputs on a split, ``[N, classes]``."""
         with torch.inference_mode():
-            images = self._batches(split, self.data.split(split), subnet.resolution)
-            return torch.cat([subnet(batch) for batch in images])
+            return torch.cat([subnet(batch) for batch in self.images(split, subnet.resolution)])
+
+    def images(self, split: str, size: int) -> list[Tensor]:
+        """Return a split's normalised batches at one resolution, in order, made once."""
+        return self._batches(split, self.data.split(split), size)

@@ -169,6 +169,10 @@ class Task(Protocol):
 class Device(Protocol):
     """A runtime that executes an exported model."""
 
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+
     def run(self, model_path: str, images: np.ndarray[Any, Any], batch_size: int) -> np.ndarray[Any, Any]:
         """Return the model's outputs for ``[N, C, H, W]`` float32 images."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +31,7 @@ from qnas.space import Sample, SearchSpace
 from qnas.store import CONFIG, RunDirectory
 from qnas.train import Progress, Trainer
 
+PHASES = ("train", "search", "export", "verify", "report")
 _PACKAGES = ("qnas", "torch", "numpy", "onnx", "onnxruntime", "scikit-learn", "safetensors")
 
 
@@ -271,6 +274,135 @@ class Run:
     def subnet(self, sample: Sample) -> Subnet:
         """Return a subnet ready to measure or export."""
         return self.evaluator.subnet(sample)
+
+    # --- deployment --------------------------------------------------------------------------------------------
+
+    def front_samples(self) -> list[Sample]:
+        """Return the points of the last search's front.
+
+        Raises:
+            StoreError: no search is finished.
+        """
+        self.resolve(None)
+        return [dict(point["sample"]) for point in self.fronts()[-1]["points"]]
+
+    def exported_samples(self) -> list[Sample]:
+        """Return the subnets that were exported.
+
+        Raises:
+            StoreError: none was.
+        """
+        found = [export["sample"] for export in self.exports()]
+        if not found:
+            raise StoreError(f"{self.store.path} holds no exported model. Run `qnas export {self.store.path}` first.")
+        return found
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Return what is known of every exported subnet, verification included, in the order of their keys."""
+        found = []
+        for path in sorted((self.store.path / "exports").glob("*/export.json")):
+            verified = self.store.read_json(path.with_name("verify.json"))
+            found.append({**self.store.read_json(path), "verify": verified})
+        return found
+
+    def export(self, sample: Sample) -> dict[str, Any]:
+        """Write a subnet as integer ONNX and bit-packed; return what ``export.json`` holds.
+
+        Raises:
+            ExportError: a part of it has no integer counterpart.
+        """
+        from qnas.deploy import export_onnx, write_packed
+
+        key = self.space.key(sample)
+        folder = self.store.export_directory(key)
+        with self.phase("export"):
+            subnet = self.subnet(sample)
+            names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
+            names["qnas.classes"] = json.dumps(self.data.class_names)
+            summary = export_onnx(subnet, folder / "model.onnx", metadata=names)
+            packed_bytes = write_packed(subnet, folder / "packed.safetensors", metadata=names)
+            value = {
+                "key": key,
+                "sample": sample,
+                "onnx": str(Path("exports") / key / "model.onnx"),
+                "onnx_bytes": summary.size_bytes,
+                "packed": str(Path("exports") / key / "packed.safetensors"),
+                "packed_bytes": packed_bytes,
+                "operators": self.device.operators(str(folder / "model.onnx")),
+                "device": self.config.deploy_device,
+                "float_islands": [asdict(island) for island in summary.islands],
+            }
+            (folder / "verify.json").unlink(missing_ok=True)
+            write_json(folder / "export.json", value)
+        return value
+
+    def verify(self, sample: Sample) -> dict[str, Any]:
+        """Compare an exported model with its subnet over the whole test split; return what ``verify.json`` holds.
+
+        Raises:
+            StoreError: the subnet was not exported.
+        """
+        from qnas.deploy import verify
+
+        key = self.space.key(sample)
+        folder = self.store.export_directory(key)
+        if not (folder / "export.json").is_file():
+            raise StoreError(
+                f"{self.store.path} holds no exported model of subnet {key}. "
+                f"Run `qnas export {self.store.path} --config {key}` first."
+            )
+        with self.phase("verify"):
+            evaluator = self.evaluator
+            subnet = evaluator.subnet(sample)
+            report = verify(
+                subnet,
+                folder / "model.onnx",
+                self.device,
+                evaluator.images("test", subnet.resolution),
+                self.data.test.labels,
+                task=evaluator.task,
+            )
+            value = {"key": key, "device": self.config.deploy_device, "version": self.device.version}
+            value |= report.to_json()
+            write_json(folder / "verify.json", value)
+        return value
+
+    @cached_property
+    def device(self) -> Any:
+        """The device that executes exported models."""
+        return self.registry.load("device", self.config.deploy_device)()
+
+    # --- report ------------------------------------------------------------------------------------------------
+
+    def timings(self) -> dict[str, float]:
+        """Return seconds by phase, summed over interruptions."""
+        found: dict[str, float] = self.store.read_json(self.store.path / "timings.json", {})
+        return {name: found[name] for name in PHASES if name in found}
+
+    def report(self) -> list[Path]:
+        """Write ``report.html`` and ``front.png`` from what there is; return their paths."""
+        from qnas.report import ReportData, write_report
+
+        with self.phase("report"):
+            environment = self.store.read_json(self.store.path / "environment.json", {})
+            fronts = self.fronts()
+            trials = [
+                {"search": search, "number": number + 1, **asdict(trial)}
+                for search, number, trial in self.store.trials()
+            ]
+            data = ReportData(
+                config=self.config.model_dump(mode="json", exclude_none=True),
+                environment={k: v for k, v in environment.items() if k != "command"},
+                command=environment.get("command", ""),
+                history=self.progress().history,
+                trials=trials,
+                front=fronts[-1] if fronts else {},
+                exports=self.exports(),
+                timings=self.timings(),
+                name=self.store.path.name,
+            )
+            write_report(data, self.store.path)
+        return [self.store.path / "report.html", self.store.path / "front.png"]
 
 
 def environment(command: str) -> dict[str, Any]:

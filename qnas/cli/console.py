@@ -149,3 +149,34 @@ def print_front(front: Mapping[str, Any]) -> None:
             style="bold" if chosen else None,
         )
     stdout_console().print(table)
+
+
+def print_export(run: Any, result: Mapping[str, Any]) -> None:
+    """Print what was exported, and what of it stays in float."""
+    click.echo(f"Subnet {result['key']}:")
+    click.echo(f"  ONNX        {run / result['onnx']} ({result['onnx_bytes']:,} bytes)")
+    click.echo(f"  bit-packed  {run / result['packed']} ({result['packed_bytes']:,} bytes of payload)")
+    operators = ", ".join(f"{count} {name}" for name, count in result["operators"].items())
+    click.echo(f"  {result['device']} executes {operators}")
+    islands = result["float_islands"]
+    click.echo(f"  in float    {len(islands)} operations" if islands else "  in float    nothing")
+    for island in islands:
+        click.echo(f"              {island['name']} ({island['reason']})")
+
+
+def print_verification(result: Mapping[str, Any]) -> None:
+    """Print how an exported model compares with its subnet."""
+    word = "passed" if result["passed"] else "FAILED"
+    click.echo(
+        f"Verification {word}: {result['key']} on {result['device']} {result['version']}, "
+        f"{result['num_images']} test images: accuracy {result['device_accuracy']:.2%} "
+        f"(subnet {result['subnet_accuracy']:.2%}), {result['agreement']:.2%} of predictions equal, "
+        f"largest difference {_largest(result)}"
+    )
+    for failure in result["failures"]:
+        click.echo(f"  {failure}")
+
+
+def _largest(result: Mapping[str, Any]) -> str:
+    steps = result["largest_steps"]
+    return f"{result['largest_difference']:.2e}" if steps is None else f"{steps} output steps"

@@ -7,13 +7,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 from qnas.deploy.integers import CodeGrid
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 21  # the newest of onnx is rejected by current runtimes
 IR_VERSION = 10
@@ -44,6 +44,8 @@ class GraphWriter:
 
     def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Append a node with one output and return the output's name."""
+        from onnx import helper  # here, so that only an export takes the time to import it
+
         output = self.unique(output)
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}.{op}", **attributes))
         return output
@@ -58,8 +60,10 @@ class GraphWriter:
     def quantize(self, x: str, site: str, grid: CodeGrid) -> str:
         """Return the codes of a float value, clipped to the grid where it is narrower than uint8."""
         codes = self.node("QuantizeLinear", [x, *self.grid(site, grid)], f"{site}.codes")
-        if (grid.low, grid.high) == (0, 255):
-            return codes
+        return codes if (grid.low, grid.high) == (0, 255) else self.clip(codes, site, grid)
+
+    def clip(self, codes: str, site: str, grid: CodeGrid) -> str:
+        """Return codes clipped to the grid's range."""
         low = self.constant(f"{site}.low", np.array(grid.low, np.uint8))
         high = self.constant(f"{site}.high", np.array(grid.high, np.uint8))
         return self.node("Clip", [codes, low, high], f"{site}.clipped")
@@ -99,6 +103,9 @@ class GraphWriter:
         self, inputs: Mapping[str, list[str | int]], outputs: Mapping[str, list[str | int]], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
         """Return the checked model without unused nodes; inputs and outputs are float32 with the given shapes."""
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
         self._prune(set(outputs))
         graph = helper.make_graph(
             self.nodes,

@@ -12,6 +12,7 @@ from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
 from qnas.nn.subnet import SubnetLayer
 
 ACCUMULATOR = 2**31 - 1
+HEADROOM_BITS = 7  # |code| <= 64: even two products with uint8 activations fit in the int16 of some x86 kernels
 SMALLEST_STEP = 1e-30  # of input scale times weight scale, so that float32 keeps it normal
 
 
@@ -61,13 +62,16 @@ def code_grid(grid: Grid, name: str) -> CodeGrid:
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """A layer's weights and biases: ``weight = codes * scales``, ``bias = bias_codes * input scale * |scales|``.
+    """A layer's weights and biases.
+
+    ``weight = codes * scales`` and ``bias = bias_codes * input scale * |scales| / 2 ** shift``.
 
     Attributes:
         bits: of the codes, in two's complement.
         codes: ``[O, I, K, K]`` int16.
         scales: ``[O]`` float32; negative where batch normalisation's factor is, never 0.
         bias_codes: ``[O]`` int32.
+        shift: 5 for codes of 2 bits, 3 for 4, 0 from 7 bits up; see :meth:`int8`.
         rescaled: ``[O]`` booleans: channels whose trained scale was too small to count the bias with.
     """
 
@@ -75,22 +79,29 @@ class IntegerLayer:
     codes: Tensor
     scales: Tensor
     bias_codes: Tensor
+    shift: int
     rescaled: Tensor
 
     def bias(self, input_grid: CodeGrid) -> Tensor:
         """Return the values of the bias codes, ``[O]`` float32."""
-        return (self.bias_codes.double() * (input_grid.scale * self.scales.double().abs())).to(torch.float32)
+        steps = input_grid.scale * self.scales.double().abs() / 2**self.shift
+        bias: Tensor = self.bias_codes.double() * steps
+        return bias.to(torch.float32)
 
     def int8(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return codes (int8), scales (float32) and bias codes (int32) for integer kernels; exact.
+
+        Kernels count the bias in steps of input scale times weight scale. At few bits that step is large: rounding
+        to it cost 2-bit nets 3 points of accuracy. So codes are multiplied by ``2 ** shift``, for which int8 has
+        room, and scales divided by it, which leaves every weight as it is to the last bit.
 
         A channel with a negative scale has its codes negated, unless one of them is -128, which has no opposite:
         there scale and bias codes become negative instead, which ONNX allows and ONNX Runtime computes exactly.
         """
         flip = (self.scales < 0) & (self.codes.flatten(1).amin(1) > -128)
         keep = (self.scales < 0) & ~flip
-        codes = torch.where(flip.reshape(-1, *[1] * (self.codes.ndim - 1)), -self.codes, self.codes)
-        scales = torch.where(flip, -self.scales, self.scales)
+        codes = torch.where(flip.reshape(-1, *[1] * (self.codes.ndim - 1)), -self.codes, self.codes) * 2**self.shift
+        scales = torch.where(flip, -self.scales, self.scales) / 2**self.shift
         return codes.to(torch.int8), scales, torch.where(keep, -self.bias_codes, self.bias_codes)
 
 
@@ -120,22 +131,23 @@ def integer_layer(layer: SubnetLayer, input_grid: CodeGrid) -> IntegerLayer:
 
     A channel whose scale is so small (or 0) that its bias would not fit beside the accumulated products in int32
     keeps its bias, and gets the smallest scale with which it does fit; its codes are rounded to that scale. The
-    output changes by at most ``num_weights_a_channel * input_grid.reach / 2`` steps of that scale: less than
-    1e-4 of the bias for 1,000 weights.
+    output changes by at most ``num_weights_a_channel * input_grid.reach / 2`` steps of that scale: for 1,000
+    weights less than 1e-4 of the bias at 8 bits, 2e-3 at 2 bits.
 
     Raises:
         ExportError: as :func:`weight_codes`; or an int32 accumulator could overflow.
     """
     codes, scales, bits = weight_codes(layer)
+    shift = max(0, HEADROOM_BITS - bits)
     bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach()
     bias, fine = bias.double(), scales.double()
-    products = codes.double().flatten(1).abs().sum(1) * input_grid.reach
+    products = codes.double().flatten(1).abs().sum(1) * input_grid.reach * 2**shift
     if float(products.max()) > ACCUMULATOR // 2:
         raise ExportError(
             f"Layer {layer.spec.name!r} can overflow an int32 accumulator: it sums {codes[0].numel()} products. "
             "Use fewer input channels."
         )
-    smallest = bias.abs() / (input_grid.scale * (ACCUMULATOR - 1 - products))
+    smallest = bias.abs() * 2**shift / (input_grid.scale * (ACCUMULATOR - 1 - products))
     smallest = smallest.clamp(min=SMALLEST_STEP / input_grid.scale)
     rescaled = fine.abs() < smallest
     sign = torch.where(fine < 0, -1.0, 1.0).double()
@@ -143,5 +155,5 @@ def integer_layer(layer: SubnetLayer, input_grid: CodeGrid) -> IntegerLayer:
     ratio = (fine / used.double()).reshape(-1, *[1] * (codes.ndim - 1))
     changed = (codes.double() * ratio).round().to(torch.int16)
     codes = torch.where(rescaled.reshape(ratio.shape), changed, codes)
-    steps = input_grid.scale * used.double().abs()
-    return IntegerLayer(bits, codes, used, (bias / steps).round().to(torch.int32), rescaled)
+    steps = input_grid.scale * used.double().abs() / 2**shift
+    return IntegerLayer(bits, codes, used, (bias / steps).round().to(torch.int32), shift, rescaled)

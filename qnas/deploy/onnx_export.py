@@ -107,10 +107,11 @@ class _Exporter:
             "quantize": self._quantize,
             "conv": self._conv,
             "linear": self._linear,
-            "add": self._add,
+            "add": lambda step: self._float(step, "Add"),
+            "relu": self._relu,
             "max-pool": self._max_pool,
-            "global-pool": self._global_pool,
-            "h-swish": self._hard_swish,
+            "global-pool": lambda step: self._float(step, "GlobalAveragePool"),
+            "h-swish": lambda step: self._float(step, "HardSwish"),
             "squeeze-excite": self._squeeze_excite,
         }
         for step in steps.steps:
@@ -195,14 +196,11 @@ class _Exporter:
             flat = self._on_grid(codes, x.site, x.grid)
         return _Value(self.graph.node("Gemm", [flat.name, *self._parameters(step, x)], step.name, transB=1))
 
-    def _add(self, step: Step) -> _Value:
-        return self._float(step, "Add")
-
-    def _global_pool(self, step: Step) -> _Value:
-        return self._float(step, "GlobalAveragePool")
-
-    def _hard_swish(self, step: Step) -> _Value:
-        return self._float(step, "HardSwish")
+    def _relu(self, step: Step) -> _Value:
+        x, grid = self._input(step), self.steps.grids[step.output]
+        if x.grid is None or grid is None:
+            return self._float(step, "Relu")
+        return x if x.grid.low == grid.low else self._on_grid(self.graph.clip(x.codes, step.name, grid), x.site, grid)
 
     def _max_pool(self, step: Step) -> _Value:
         pool, x = step.module, self._input(step)

@@ -4,11 +4,11 @@ Tensors of a quantized layer ``<site>``:
 
 - ``codes`` uint8: the weights' codes in two's complement of ``bits``, one after another, lowest bit first;
 - ``scales`` ``[O]`` float32: of each output channel, batch normalisation folded in, so they may be negative;
-- ``bias`` ``[O]`` int32: ``bias * grid_scale * |scales|`` is the bias;
+- ``bias`` ``[O]`` int32: the bias is ``bias * grid_scale * |scales| / 2 ** bias_shift``;
 - ``grid_scale`` ``[]`` float32 and ``grid_zero_point`` ``[]`` uint8: of the input, wherever it was put on that grid.
 
 A site that only puts a tensor on a grid has the last two, a layer in float ``weight`` and ``bias`` in float32. Shapes,
-bits and the range of the grids' codes are in the file's metadata, under ``layers``, as JSON.
+bits, ``bias_shift`` and the range of the grids' codes are in the file's metadata, under ``layers``, as JSON.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class _Packer:
             )
         self.layers[spec.name] = {
             "kind": spec.kind, "bits": spec.w_bits, "shape": list(integers.codes.shape), "stride": spec.stride,
-            "groups": spec.groups,
+            "groups": spec.groups, "bias_shift": integers.shift,
         }  # fmt: skip
         self.tensors[f"{spec.name}.codes"] = pack_codes(integers.codes, spec.w_bits)
         self.tensors[f"{spec.name}.scales"] = integers.scales
@@ -235,6 +235,8 @@ def _read_layer(site: str, entry: dict[str, Any], tensors: Mapping[str, Tensor])
         if entry["weight"].shape != shape:
             raise StoreError(f"{site}.weight has the shape {list(entry['weight'].shape)}")
         return entry
+    if not 0 <= entry["bias_shift"] <= 7:
+        raise StoreError(f"the bias_shift of {site} is impossible")
     if entry["scales"].shape != shape[:1]:
         raise StoreError(f"{site}.scales has the shape {list(entry['scales'].shape)}")
     entry["codes"] = unpack_codes(entry["codes"], entry["bits"], shape.numel(), signed=True).reshape(shape)

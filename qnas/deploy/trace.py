@@ -16,6 +16,7 @@ from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, Har
 from qnas.nn.subnet import Subnet, SubnetLayer
 
 FLOAT_MODULES = {HardSwish: "h-swish", FloatSqueezeExcite: "squeeze-excite"}
+ON_CODES = ("relu", "max-pool")  # kinds that keep a tensor on its grid
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -25,7 +26,7 @@ class Step:
 
     Attributes:
         kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
-            ``add``, ``max-pool``, ``global-pool``, ``h-swish`` or ``squeeze-excite``.
+            ``add``, ``relu`` (where no grid follows), ``max-pool``, ``global-pool``, ``h-swish`` or ``squeeze-excite``.
         name: the site's, or derived from the site before it.
         inputs: names of values.
         output: name of the value that it makes.
@@ -66,8 +67,10 @@ class Trace:
         grid: CodeGrid | None = None
         if isinstance(step.module, GridQuantize):
             grid = code_grid(step.module.grid, step.name)
-        elif step.kind == "max-pool":
+        elif step.kind in ON_CODES:
             grid = self.grids[step.inputs[0]]
+            if grid is not None and step.kind == "relu":
+                grid = grid.rectified()
         self.steps.append(step)
         self.grids[step.output] = grid
         return step.output
@@ -98,12 +101,14 @@ class Trace:
     def _float_reason(self, step: Step) -> str:
         if step.kind in FLOAT_MODULES.values():
             return f"{step.kind} has no integer kernel"
-        if step.kind in ("quantize", "max-pool"):
+        if step.kind == "quantize":
             return ""
         if isinstance(step.module, SubnetLayer) and step.module.grid is None:
             return "its weights are in float"
         if any(self.grids[name] is None for name in step.inputs):
             return "its input is in float"
+        if step.kind in ON_CODES:
+            return ""
         after = self.consumers(step.output)
         if len(after) != 1 or after[0].kind != "quantize":
             return "its output is used in float"
@@ -184,8 +189,8 @@ class _Builder:
         x = self._value(node.args[0], node)
         if isinstance(module, SubnetLayer):
             return self._layer(module, x, node.name)
-        if isinstance(module, GridQuantize):
-            return self._step("quantize", module.name, (x,), node.name, module)
+        if isinstance(module, (GridQuantize, nn.ReLU)):
+            return self._activation(module, x, node.name)
         if isinstance(module, FloatSqueezeExcite):
             name = squeeze_excite_sites(module, self.float_sites)[0].name.rpartition(".")[0]
             return self._step("squeeze-excite", name, (x,), node.name, module)
@@ -202,14 +207,16 @@ class _Builder:
     def _site(self, value: str) -> str:
         return self.names.get(value, value).removesuffix(".out")
 
+    def _activation(self, module: GridQuantize | nn.ReLU, x: str, output: str) -> str:
+        if isinstance(module, GridQuantize):
+            return self._step("quantize", module.name, (x,), output, module)
+        return self._step("relu", f"{self._site(x)}.relu", (x,), output, module)
+
     def _layer(self, layer: SubnetLayer, x: str, node: str) -> str:
-        name = layer.spec.name
         if layer.input is not None:
-            x = self._step("quantize", layer.input.name, (x,), f"{node}.input", layer.input)
-        x = self._step("linear" if layer.spec.kind == "linear" else "conv", name, (x,), node, layer)
-        if layer.output is not None:
-            x = self._step("quantize", layer.output.name, (x,), f"{node}.output", layer.output)
-        return x
+            x = self._activation(layer.input, x, f"{node}.input")
+        x = self._step("linear" if layer.spec.kind == "linear" else "conv", layer.spec.name, (x,), node, layer)
+        return x if layer.output is None else self._activation(layer.output, x, f"{node}.output")
 
 
 def float_sites(subnet: Subnet) -> list[LayerSpec]:

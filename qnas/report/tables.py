@@ -143,7 +143,7 @@ def exports_table(exports: Sequence[Json]) -> Markup:
     rows = []
     for export in exports:
         verify = export.get("verify") or {}
-        reference, model = number(verify, "accuracy_reference"), number(verify, "accuracy_model")
+        reference, model = number(verify, "subnet_accuracy"), number(verify, "device_accuracy")
         rows.append(
             tag(
                 "tr",
@@ -153,8 +153,8 @@ def exports_table(exports: Sequence[Json]) -> Markup:
                 tag("td", verdict(export)),
                 cell(percent(reference, 2), reference),
                 cell(percent(model, 2), model),
-                cell(_equal(verify.get("equal_predictions")), verify.get("equal_predictions")),
-                cell(verify.get("max_steps", MISSING), verify.get("max_steps")),
+                cell(_equal(verify.get("agreement")), verify.get("agreement")),
+                cell(verify.get("largest_steps", MISSING), verify.get("largest_steps")),
             )
         )
     return table("Exported models", headers, rows)
@@ -163,7 +163,7 @@ def exports_table(exports: Sequence[Json]) -> Markup:
 def export_details(export: Json) -> Markup:
     """Return what the exported graph is made of and each failure of its verification."""
     operators = ", ".join(f"{name} {TIMES} {n}" for name, n in sorted((export.get("operators") or {}).items()))
-    islands = ", ".join(map(str, export.get("float_islands") or []))
+    islands = ", ".join(f"{island['name']} ({island['reason']})" for island in export.get("float_islands") or [])
     failures = (export.get("verify") or {}).get("failures") or []
     listed = tag("ul", *(tag("li", failure) for failure in failures), class_="failures") if failures else None
     return tag(

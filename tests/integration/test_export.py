@@ -207,8 +207,9 @@ def test_scales_and_weights_in_the_file_are_the_trained_ones(tmp_path):
         assert codes.dtype == np.int8
         assert stored[f"{name}.bias.codes"].dtype == np.int32
         assert (scales > 0).all()
-        assert np.array_equal(scales[kept], np.abs(trained)[kept])
-        signs = np.where(trained < 0, -1, 1).reshape(-1, *[1] * (codes.ndim - 1))
+        assert integers.shift == (0 if layer.spec.w_bits == 8 else 3)
+        assert np.array_equal(scales[kept] * 2**integers.shift, np.abs(trained)[kept])
+        signs = np.where(trained < 0, -1, 1).reshape(-1, *[1] * (codes.ndim - 1)) / 2**integers.shift
         assert np.array_equal((codes * signs)[kept], layer.codes.reshape(codes.shape).numpy()[kept])
         negative += int((trained < 0).sum())
     assert negative > 20
@@ -281,7 +282,7 @@ def test_the_packed_payload_is_the_cost(tmp_path, options, which):
         stored = read["layers"][layer.spec.name]
         values = stored["codes"] * stored["scales"].reshape(-1, 1, 1, 1)
         torch.testing.assert_close(values, layer.weight, rtol=1e-6, atol=1e-9)
-        bias = stored["bias"] * stored["grid_scale"] * stored["scales"].abs()
+        bias = stored["bias"] * stored["grid_scale"] * stored["scales"].abs() / 2 ** stored["bias_shift"]
         torch.testing.assert_close(bias, torch.zeros(len(bias)) if layer.bias is None else layer.bias)
 
 
@@ -367,7 +368,7 @@ def test_channels_of_scale_zero_or_nearly_keep_their_bias(tmp_path):
     assert (stored["conv.weight.scales"] > 0).all()
     steps = stored["conv.bias.scales"].astype(np.float64)
     np.testing.assert_allclose(stored["conv.bias.codes"] * steps, [1.5, -2.0, 3.0, 0.0, 0.5], rtol=0, atol=2e-4)
-    assert np.array_equal(stored["conv.weight.codes"][4].ravel(), [1, 1])
+    assert np.array_equal(stored["conv.weight.codes"][4].ravel(), [8, 8])  # 4-bit codes 1 times 2 ** 3
 
 
 def test_a_relu_on_a_grid_with_a_zero_point_is_an_integer_clip(tmp_path):
@@ -418,6 +419,33 @@ def test_layers_in_float_are_exported_and_listed(tmp_path):
     assert float((expected - found).abs().max()) <= 0.02 + 1e-6
     assert stored["conv.weight"].dtype == np.float32
     assert [(i.name, i.reason) for i in trace(subnet).islands()] == [("conv", "its weights are in float")]
+
+
+def test_a_relu_of_its_own_is_a_clip_of_codes(tmp_path):
+    subnet = single(torch.tensor([[3, -4], [-5, 6]]).reshape(2, 2, 1, 1), [8.0, 8.0], [0.1, 0.0])
+    conv, pool, fc = subnet.body
+    subnet.body = nn.Sequential(conv, nn.ReLU(), pool, fc)
+    round_biases(subnet)
+    expected, found, _ = outputs(subnet, tmp_path, 2)
+    assert torch.equal(expected, found)
+    assert trace(subnet).islands() == []
+
+
+def test_a_net_in_float_is_one_island(tmp_path):
+    judge = evaluator(se=True, act="auto")
+    judge.supernet.set_mode("float")
+    try:
+        subnet = judge.supernet.extract(judge.supernet.space.lowest()).fold()
+    finally:
+        judge.supernet.set_mode("quantize")
+    summary = export_onnx(subnet, tmp_path / "m.onnx", metadata={})
+    assert "QuantizeLinear" not in summary.operators
+    report = compare(subnet, summary.path)
+    assert report.passed, report.failures
+    assert report.output_step is None
+    assert report.largest_difference < 1e-3
+    with pytest.raises(ExportError, match="quantize mode"):
+        write_packed(subnet, tmp_path / "m.safetensors", {})
 
 
 def test_an_unfolded_subnet_is_refused():

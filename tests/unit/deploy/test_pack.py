@@ -58,7 +58,7 @@ def layer_tensors():
     }
 
 
-ENTRY = {"kind": "linear", "bits": 3, "shape": [2, 3, 1, 1], "stride": 1, "groups": 1, "grid": [0, 15]}
+ENTRY = {"kind": "linear", "bits": 3, "shape": [2, 3, 1, 1], "stride": 1, "groups": 1, "grid": [0, 15], "bias_shift": 4}
 
 
 def write(path: Path, tensors, entry=ENTRY, **metadata):
@@ -91,7 +91,10 @@ def test_tensors_that_do_not_fit_their_description_are_refused(tmp_path, change)
         read_packed(write(tmp_path / "m.safetensors", tensors))
 
 
-@pytest.mark.parametrize("entry", [{}, [], {**ENTRY, "bits": 5}, {**ENTRY, "shape": [3, 2]}, {**ENTRY, "bits": "x"}])
+@pytest.mark.parametrize(
+    "entry",
+    [{}, [], {**ENTRY, "bits": 5}, {**ENTRY, "shape": [3, 2]}, {**ENTRY, "bits": "x"}, {**ENTRY, "bias_shift": 9}],
+)
 def test_impossible_descriptions_are_refused(tmp_path, entry):
     with pytest.raises(StoreError):
         read_packed(write(tmp_path / "m.safetensors", layer_tensors(), entry))
