@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 
-MAX_DEFAULT_THREADS = 4  # small networks gain nothing from more
+ONE_THREAD_IMAGE = 32  # pixels; up to here a second thread gains nothing and makes results depend on their number
 
 
 class _Section(BaseModel):
@@ -117,7 +117,7 @@ class RunConfig(_Section):
     """Everything that decides a run's results."""
 
     seed: int = Field(0, ge=0, lt=2**32)
-    threads: int = Field(default_factory=lambda: min(MAX_DEFAULT_THREADS, len(_cpus())), ge=1)
+    threads: int | None = Field(None, ge=1, description="by default one for small images, else one a core")
     device: Literal["cpu"] = "cpu"
     precision: Literal["float32"] = "float32"
     task: str = "classification"
@@ -134,10 +134,11 @@ class RunConfig(_Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def _cpus() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+def default_threads(image_size: int) -> int:
+    """Return the number of threads for images of this size: one for small ones, else one for each core we may use."""
+    if image_size <= ONE_THREAD_IMAGE:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_config(*layers: Mapping[str, Any]) -> RunConfig:

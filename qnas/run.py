@@ -17,7 +17,7 @@ import torch
 
 from qnas import components
 from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
-from qnas.config import RunConfig, load_config, read_toml
+from qnas.config import RunConfig, default_threads, load_config, read_toml
 from qnas.data import Data
 from qnas.errors import ConfigError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
@@ -45,7 +45,8 @@ class Run:
         self.config = config
         self.registry = registry
         self.recorder = recorder or NullRecorder()
-        torch.set_num_threads(config.threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
 
     @classmethod
     def create(
@@ -54,6 +55,9 @@ class Run:
         """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
         probe = cls.__new__(cls)
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
+        if config.threads is None:
+            config = config.model_copy(update={"threads": default_threads(probe.data.train.images.shape[-1])})
+            probe.config = config
         probe.check()
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))

@@ -89,7 +89,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     "lr": (("train.lr",), TRAINING, ("--lr",), {"type": float, "help": "Peak learning rate."}),
     "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
     "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
-    "threads": (("threads",), TRAINING, ("--threads",), {"type": int, "help": "CPU threads; results depend on it."}),
+    "threads": (("threads",), TRAINING, ("--threads",), {"type": int, "help": "CPU threads; results depend on them. One for small images by default."}),
     "strategy": (("search.strategy",), SEARCHING, ("--strategy",), {"help": "Search strategy."}),
     "evaluations": (("search.evaluations",), SEARCHING, ("--evaluations",), {"type": int, "help": "Subnets to judge."}),
     "objective": (

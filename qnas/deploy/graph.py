@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from qnas.deploy.integers import CodeGrid
 
 if TYPE_CHECKING:
