@@ -83,11 +83,13 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})[_META])
-            found = {name: torch.clone(file.get_tensor(name)) for name in file.keys()} if tensors else {}
+            names = file.keys() if tensors else ()
+            found = {name: torch.clone(file.get_tensor(name)) for name in names}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(
-            f"The checkpoint {path} cannot be read: {error}. Delete it; `qnas run --resume` goes on from the one before."
+            f"The checkpoint {path} cannot be read: {error}. "
+            "Delete it; `qnas run --resume` goes on from the one before."
         ) from error
     return found, meta

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qnas.config import RunConfig
-from qnas.data import Data, ImageSet, prepare
+from qnas.data import Data, ImageSet, TrainBatches, prepare
 from qnas.errors import ConfigError, PluginError, unknown_name
 from qnas.evaluate import Evaluator, EvaluatorSettings
 from qnas.nn.folding import folding_policy
@@ -19,7 +19,7 @@ from qnas.plugins import Registry
 from qnas.protocols import CostModel, SearchProblem, Strategy
 from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
-from qnas.train import Stage, TrainBatches, Trainer, TrainSettings
+from qnas.train import Stage, Trainer, TrainSettings
 
 ROLE_FLAGS = {"weight": "--weight-quantizer", "activation": "--act-quantizer"}
 
@@ -40,7 +40,9 @@ def make(component: Any, what: str, section: str, options: Mapping[str, Any], *a
         return component(*args, **given, **options)
     except (TypeError, ValueError) as error:
         listed = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "none"
-        raise ConfigError(f"{what} does not take the options given ({listed}): {error}. Correct [{section}].") from error
+        raise ConfigError(
+            f"{what} does not take the options given ({listed}): {error}. Correct [{section}]."
+        ) from error
 
 
 def load_data(registry: Registry, config: RunConfig) -> Data:
@@ -83,9 +85,7 @@ def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpac
         seen = dict.fromkeys(classes)  # one class in both roles adds its knobs once
         return [knob for cls in seen for knob in cls.knobs(site)]
 
-    scheme = QuantScheme(
-        quantization.w_bits, quantization.a_bits, quantization.granularity, site_knobs=site_knobs
-    )
+    scheme = QuantScheme(quantization.w_bits, quantization.a_bits, quantization.granularity, site_knobs=site_knobs)
     space: SearchSpace = make(
         registry.load("space", config.space.name),
         f"space {config.space.name!r}",

@@ -1,4 +1,7 @@
-"""The configuration of a run: defaults, recipe, TOML file and flags, validated once. Loaded only by commands that run."""
+"""The configuration of a run: defaults, recipe, TOML file and flags, validated once.
+
+Only commands that run something load this module.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ class DataConfig(_Section):
     """Which images, and how they are split."""
 
     name: str = "digits"
-    image_size: int | None = Field(None, ge=8, le=1024, description="pixels; the data set's own by default")
-    search_fraction: float = Field(0.2, gt=0, lt=0.5)
-    test_fraction: float = Field(0.2, gt=0, lt=0.5)
+    image_size: int | None = Field(default=None, ge=8, le=1024, description="pixels; the data set's own by default")
+    search_fraction: float = Field(default=0.2, gt=0, lt=0.5)
+    test_fraction: float = Field(default=0.2, gt=0, lt=0.5)
     options: dict[str, Any] = {}
 
 
@@ -66,20 +69,20 @@ class StageConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The supernet's training. ``stages`` replaces the float stage and the quantized stage that follow from the rest."""
+    """The supernet's training. ``stages`` replaces the float and the quantized stage that follow from the rest."""
 
     sampler: str = "sandwich"
     supervision: str = "inplace-distillation"
-    num_subnets: int = Field(4, ge=1, description="subnets a step")
-    batch_size: int = Field(64, ge=2)
-    float_epochs: int = Field(4, ge=0)
-    epochs: int = Field(8, ge=0, description="quantized epochs")
-    lr: float = Field(6e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    quantizer_lr: float = Field(1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
-    clip_norm: float = Field(10.0, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1)
-    start_images: int = Field(256, ge=1)
+    num_subnets: int = Field(default=4, ge=1, description="subnets a step")
+    batch_size: int = Field(default=64, ge=2)
+    float_epochs: int = Field(default=4, ge=0)
+    epochs: int = Field(default=8, ge=0, description="quantized epochs")
+    lr: float = Field(default=6e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    quantizer_lr: float = Field(default=1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
+    clip_norm: float = Field(default=10.0, gt=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    start_images: int = Field(default=256, ge=1)
     stages: tuple[StageConfig, ...] = ()
 
     def all_stages(self) -> tuple[StageConfig, ...]:
@@ -98,7 +101,7 @@ class SearchConfig(_Section):
     """The search; its options are those of the strategy's constructor."""
 
     strategy: str = "evolution"
-    evaluations: int = Field(60, ge=1)
+    evaluations: int = Field(default=60, ge=1)
     objectives: tuple[str, ...] = ("accuracy", "bitops")
     constraints: tuple[str, ...] = ()
     options: dict[str, Any] = {}
@@ -108,16 +111,16 @@ class EvaluationConfig(_Section):
     """How a subnet is judged."""
 
     calibrators: tuple[str, ...] = ("bn",)
-    calibration_images: int = Field(500, ge=2)
-    calibration_batch: int = Field(100, ge=2)
-    batch_size: int = Field(256, ge=1)
+    calibration_images: int = Field(default=500, ge=2)
+    calibration_batch: int = Field(default=100, ge=2)
+    batch_size: int = Field(default=256, ge=1)
 
 
 class RunConfig(_Section):
     """Everything that decides a run's results."""
 
-    seed: int = Field(0, ge=0, lt=2**32)
-    threads: int | None = Field(None, ge=1, description="by default one for small images, else one a core")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    threads: int | None = Field(default=None, ge=1, description="by default one for small images, else one a core")
     device: Literal["cpu"] = "cpu"
     precision: Literal["float32"] = "float32"
     task: str = "classification"

@@ -121,7 +121,7 @@ class FeasibleSet:
             if violation < least:
                 best, least = descended, violation
             if least == 0:
-                return best
+                return np.asarray(best)
         self._refuse(best)
         raise AssertionError("unreachable")
 

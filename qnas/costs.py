@@ -103,9 +103,7 @@ def cost_of(layers: Sequence[LayerSpec], model: CostModel) -> int:
     return sum(int(model.layer_cost(layer)) for layer in layers)
 
 
-def sample_costs(
-    space: SearchSpace, models: Mapping[str, CostModel], sample: Mapping[str, Value]
-) -> dict[str, int]:
+def sample_costs(space: SearchSpace, models: Mapping[str, CostModel], sample: Mapping[str, Value]) -> dict[str, int]:
     """Return every cost of one sample."""
     layers = space.layers(sample)
     return {name: cost_of(layers, model) for name, model in models.items()}

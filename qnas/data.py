@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from qnas.errors import DataError
@@ -174,7 +174,7 @@ def prepare(images: ImageSet, *, image_size: int, seed: int, fractions: tuple[fl
         DataError: a class has too few images for three splits.
     """
     rng = generator(seed, "splits")
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}  # type: ignore[type-arg]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     given = np.zeros(len(images.labels), dtype=bool)
     if images.test is not None:
         given[images.test.numpy()] = True
@@ -257,4 +257,3 @@ class TrainBatches:
             rng = torch.Generator().manual_seed(integer_seed(self.seed, "augment", epoch, step))
             images = self.augmentation(self.pixels.normalise(self.split.images[chosen]), rng)
             yield images.contiguous(memory_format=torch.channels_last), self.split.labels[chosen]
-

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Evaluation:
     """
 
     metrics: dict[str, float]
-    correct: np.ndarray  # type: ignore[type-arg]
+    correct: np.ndarray[Any, np.dtype[np.bool_]]
 
     def packed(self) -> bytes:
         """Return the correctness of each image as bits."""

@@ -32,9 +32,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.close(directory)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file of known content atomically."""
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(content)
+
+    write_atomically(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))  # type: ignore[arg-type, return-value]
+    """Write a UTF-8 text file atomically."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

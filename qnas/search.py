@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qnas.constraints import Constraint, FeasibleSet, parse_constraint, total_violation
+from qnas.constraints import FeasibleSet, parse_constraint, total_violation
 from qnas.costs import CostTable
 from qnas.errors import ConfigError, ConstraintError, unknown_name
 from qnas.evaluate import Evaluator
@@ -144,8 +144,8 @@ class Search:
             names = sorted({c.name for c in self.constraints})
             reached = ", ".join(f"{name}={nearest.metrics[name]:g}" for name in names)
             raise ConstraintError(
-                f"None of {len(self.trials)} judged subnets meets {', '.join(map(str, self.constraints))}; the closest, "
-                f"{nearest.key}, has {reached}. Loosen the constraint, or raise --evaluations."
+                f"None of {len(self.trials)} judged subnets meets {', '.join(map(str, self.constraints))}; "
+                f"the closest, {nearest.key}, has {reached}. Loosen the constraint, or raise --evaluations."
             )
         return found
 

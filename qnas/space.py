@@ -117,9 +117,7 @@ class QuantScheme:
                     f"For example {name} = [2, 3, 4]."
                 )
         if self.granularity not in GRANULARITIES:
-            raise ConfigError(
-                unknown_name("bits_granularity", self.granularity, GRANULARITIES, "Choose one of these.")
-            )
+            raise ConfigError(unknown_name("bits_granularity", self.granularity, GRANULARITIES, "Choose one of these."))
 
 
 class SearchSpace(ABC):

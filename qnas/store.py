@@ -68,7 +68,9 @@ class RunDirectory:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise StoreError(f"The folder {path} cannot be made: {error.strerror}. Choose another --out.") from error
+                raise StoreError(
+                    f"The folder {path} cannot be made: {error.strerror}. Choose another --out."
+                ) from error
         elif not (path / CONFIG).is_file():
             raise StoreError(
                 f"{path} is no run directory: it has no {CONFIG}. Give the folder that `qnas run` or `qnas train` "
@@ -150,7 +152,9 @@ class RunDirectory:
                 self._database = sqlite3.connect(self.path / "trials.sqlite", isolation_level=None)
                 self._database.executescript(_SCHEMA)
             except sqlite3.DatabaseError as error:
-                raise StoreError(f"{self.path / 'trials.sqlite'} cannot be read: {error}. Restore or remove it.") from error
+                raise StoreError(
+                    f"{self.path / 'trials.sqlite'} cannot be read: {error}. Restore or remove it."
+                ) from error
         return self._database
 
     @contextlib.contextmanager

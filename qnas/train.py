@@ -106,10 +106,7 @@ class Trainer:
         self.recorder = recorder or NullRecorder()
         self.progress = Progress()
         self.optimizer: torch.optim.Optimizer | None = None
-        self._largest_macs = self._macs(supernet.space.highest())
-
-    def _macs(self, sample: Sample) -> int:
-        return sum(layer.macs for layer in self.supernet.space.layers(sample))
+        self._largest_macs = sum(layer.macs for layer in supernet.space.layers(supernet.space.highest()))
 
     @property
     def finished(self) -> bool:
@@ -234,7 +231,8 @@ class Trainer:
             self._check(float(loss.detach()), "loss", sample, epoch, step)
             (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
             losses.append(float(loss.detach()))
-            self.progress.image_passes += len(images) * self._macs(sample) / self._largest_macs
+            macs = sum(layer.macs for layer in self.supernet.layers)
+            self.progress.image_passes += len(images) * macs / self._largest_macs
         norm = float(nn.utils.clip_grad_norm_(self.supernet.parameters(), settings.clip_norm))
         self._check(norm, "gradient norm", samples[0], epoch, step)
         self.optimizer.step()

@@ -38,9 +38,7 @@ def qnas_components() -> Iterable[ComponentSpec]:
     yield ComponentSpec(
         "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"
     )
-    yield ComponentSpec(
-        "cost", "size_bytes", "qnas_plugins.costs.size:SIZE_BYTES", "Bytes of the bit-packed model"
-    )
+    yield ComponentSpec("cost", "size_bytes", "qnas_plugins.costs.size:SIZE_BYTES", "Bytes of the bit-packed model")
     yield ComponentSpec(
         "dataset",
         "digits",

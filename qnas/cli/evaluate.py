@@ -16,7 +16,9 @@ from qnas.cli.options import output_options
 @click.option("--sample", "sample_file", type=click.Path(path_type=Path), help="TOML file of knob values instead.")
 @click.option("--split", type=click.Choice(["search", "test"]), default="search", show_default=True)
 @output_options
-def command(quiet: bool, as_json: bool, config: str | None, sample_file: Path | None, split: str, **params: Any) -> None:
+def command(
+    quiet: bool, as_json: bool, config: str | None, sample_file: Path | None, split: str, **params: Any
+) -> None:
     """Judge one subnet of RUN.
 
     Choose among subnets on the search split; look at the test split only to report.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class IntList(click.ParamType):
+class IntList(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Whole numbers separated by commas, such as ``2,3,4``."""
 
     name = "N,N,..."
@@ -83,13 +83,23 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     ),
     "sampler": (("train.sampler",), TRAINING, ("--sampler",), {"help": "Draws the subnets of a step."}),
     "supervision": (("train.supervision",), TRAINING, ("--supervision",), {"help": "What subnets should answer."}),
-    "float_epochs": (("train.float_epochs",), TRAINING, ("--float-epochs",), {"type": int, "help": "Before quantizing."}),
+    "float_epochs": (
+        ("train.float_epochs",),
+        TRAINING,
+        ("--float-epochs",),
+        {"type": int, "help": "Before quantizing."},
+    ),
     "epochs": (("train.epochs",), TRAINING, ("--epochs",), {"type": int, "help": "Quantized epochs."}),
     "batch_size": (("train.batch_size",), TRAINING, ("--batch-size",), {"type": int, "help": "Images a step."}),
     "lr": (("train.lr",), TRAINING, ("--lr",), {"type": float, "help": "Peak learning rate."}),
     "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
     "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
-    "threads": (("threads",), TRAINING, ("--threads",), {"type": int, "help": "CPU threads; results depend on them. One for small images by default."}),
+    "threads": (
+        ("threads",),
+        TRAINING,
+        ("--threads",),
+        {"type": int, "help": "CPU threads; results depend on them. One for small images by default."},
+    ),
     "strategy": (("search.strategy",), SEARCHING, ("--strategy",), {"help": "Search strategy."}),
     "evaluations": (("search.evaluations",), SEARCHING, ("--evaluations",), {"type": int, "help": "Subnets to judge."}),
     "objective": (
@@ -206,7 +216,9 @@ def default_directory(config: RunConfig) -> Path:
 
 def output_options(function: F) -> F:
     """Add ``--quiet`` and ``--json``."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")(
+        function
+    )
     return click.option("-q", "--quiet", is_flag=True, help="Print no progress.")(function)
 
 
@@ -214,7 +226,9 @@ def start_options(function: F) -> F:
     """Add where a run's settings and its directory come from."""
     for option in (
         click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder."),
-        click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run; a new one in runs/ by default."),
+        click.option(
+            "--out", type=click.Path(path_type=Path), help="Folder of a new run; a new one in runs/ by default."
+        ),
         click.option("--config-file", type=click.Path(path_type=Path), help="TOML file of settings; flags win."),
         click.option("--recipe", help="Settings to start from; see `qnas plugins --kind recipe`."),
     ):

@@ -26,9 +26,7 @@ def command(kind: str | None, as_json: bool) -> None:
     registry = load_registry()
     found = registry.components(kind)
     if as_json:
-        rows = [
-            {"kind": c.spec.kind, "name": c.spec.name, "owner": c.owner, "summary": c.spec.summary} for c in found
-        ]
+        rows = [{"kind": c.spec.kind, "name": c.spec.name, "owner": c.owner, "summary": c.spec.summary} for c in found]
         aside = [{"owner": b.owner, "reason": b.reason} for b in registry.broken]
         click.echo(json.dumps({"components": rows, "set_aside": aside}, indent=2))
         return

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from qnas.deploy.graph import GraphWriter, write_atomically
+from qnas.deploy.graph import GraphWriter
 from qnas.deploy.integers import CodeGrid, integer_layer, weight_codes
 from qnas.deploy.trace import Island, Step, Trace, squeeze_excite_weights, trace
 from qnas.errors import ExportError
+from qnas.files import write_bytes
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
 from qnas.nn.grid import CodebookGrid
 from qnas.nn.subnet import Subnet, SubnetLayer
@@ -62,7 +63,7 @@ def export_onnx(subnet: Subnet, path: str | Path, *, metadata: Mapping[str, str]
     model = _Exporter(steps).export(subnet, metadata)
     content = model.SerializeToString()
     path = Path(path)
-    write_atomically(path, content)
+    write_bytes(path, content)
     operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
     return ExportSummary(str(path), len(content), operators, tuple(steps.islands()))
 

@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from qnas.deploy.graph import write_atomically
 from qnas.deploy.integers import CodeGrid, integer_layer
 from qnas.deploy.trace import Trace, float_sites, squeeze_excite_sites, squeeze_excite_weights, trace
 from qnas.errors import ExportError, StoreError
+from qnas.files import write_bytes
 from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
 from qnas.nn.subnet import Subnet, SubnetLayer
@@ -93,7 +93,7 @@ def write_packed(subnet: Subnet, path: str | Path, metadata: Mapping[str, str]) 
     """
     tensors, layers = _Packer(subnet, trace(subnet)).pack()
     header = {**metadata, "format": FORMAT, "resolution": str(subnet.resolution), "layers": json.dumps(layers)}
-    write_atomically(Path(path), save(tensors, header))
+    write_bytes(Path(path), save(tensors, header))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.errors import ExportError
@@ -70,10 +70,12 @@ class ActivationSite(nn.Module):
         if self.mode == "start":
             x = F.relu(x) if self.relu else x
             self.quantizer.start(x, ctx)
-            return x if self._passes else self.quantizer(x, ctx)
-        if self.relu and not self.quantizer.absorbs_relu:
+            if self._passes:
+                return x
+        elif self.relu and not self.quantizer.absorbs_relu:
             x = F.relu(x)
-        return self.quantizer(x, ctx)
+        quantized: Tensor = self.quantizer(x, ctx)
+        return quantized
 
     def extract(self) -> GridQuantize | nn.ReLU | None:
         """Return the static twin for the active subnet; ``None`` where the tensor passes as it is."""
@@ -88,6 +90,7 @@ class FixedGrid(Quantizer):
     """Quantizes to a grid that is known beforehand, such as that of 8-bit images; nothing is learned."""
 
     roles = frozenset({"activation"})
+    scale: Tensor
 
     def __init__(self, site: QuantizerSite, grid: AffineGrid) -> None:
         super().__init__(site)

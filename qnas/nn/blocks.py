@@ -53,7 +53,12 @@ class InvertedResidual(nn.Module):
         self.name = name
         self.expand = (
             context.conv(
-                f"{name}.expand", in_channels, hidden, signed_input=signed_input, passthrough_bits=stream, output=not relu
+                f"{name}.expand",
+                in_channels,
+                hidden,
+                signed_input=signed_input,
+                passthrough_bits=stream,
+                output=not relu,
             )
             if expand
             else None
@@ -110,5 +115,3 @@ class InvertedResidual(nn.Module):
 
         body = nn.Sequential(*(extract(part) for part in self._chain()))
         return body if self.add is None else Residual(body, self.add.extract())
-
-

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
 from qnas.nn.activation import ActivationSite
 from qnas.nn.batchnorm import ElasticBatchNorm
+from qnas.nn.conv import convolve
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.quantizer import Quantizer, SiteContext
 
@@ -119,12 +120,12 @@ class ElasticConv(nn.Module):
         ctx = self.weight_context(**{name: value.detach() for name, value in statistics.items()})
         if self.mode == "start":
             self.weight_quantizer.start(weight.detach(), ctx)
-        return self.weight_quantizer(weight, ctx)
+        quantized: Tensor = self.weight_quantizer(weight, ctx)
+        return quantized
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``[N, I, H, W]`` with ``[O, I, K, K]``, "same" padding."""
-        groups = weight.shape[0] if self.depthwise else 1
-        return F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, groups)
+        return convolve(x, weight, None, self.stride, weight.shape[0] if self.depthwise else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, O, H', W']``; ``[N, O]`` for a linear layer."""

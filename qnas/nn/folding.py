@@ -39,7 +39,8 @@ class NoFolding:
     def forward(self, layer: ElasticConv, x: Tensor, weight: Tensor) -> Tensor:
         """Return BN(conv(x, Q(w)))."""
         assert layer.bn is not None
-        return layer.bn(layer.convolve(x, layer.quantize_weight(weight)))
+        y: Tensor = layer.bn(layer.convolve(x, layer.quantize_weight(weight)))
+        return y
 
 
 class MovingFolding:

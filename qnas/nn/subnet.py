@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
 from qnas.nn.activation import GridQuantize
+from qnas.nn.conv import convolve
 from qnas.nn.folding import batch_statistics
 from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
 from qnas.nn.quantizer import Quantizer, SiteContext
@@ -31,6 +32,9 @@ class SubnetLayer(nn.Module):
         codes: ``[O, I, K, K]`` integers of the weights on the grid; ``None`` where they are in float.
         channel_scale: ``[O]``, by which folding multiplied the quantized weights (1 where it came before).
     """
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class SubnetLayer(nn.Module):
         return x if self.output is None else self.output(x)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.spec.stride, weight.shape[-1] // 2, 1, self.spec.groups)
+        return convolve(x, weight, bias, self.spec.stride, self.spec.groups)
 
     def _forward_unfolded(self, x: Tensor) -> Tensor:
         """Gather statistics from the unquantized convolution; answer with the folded, quantized one."""
@@ -168,7 +172,8 @@ class Subnet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs of normalised images ``[N, C, R, R]`` at this subnet's resolution."""
-        return self.body(images)
+        outputs: Tensor = self.body(images)
+        return outputs
 
     def subnet_layers(self) -> Iterator[SubnetLayer]:
         """Yield the layers with weights, in the order of the data's way."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qnas.layers import LayerSpec
 from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.folding import FoldingPolicy, NoFolding
@@ -111,16 +112,17 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.parts = nn.ModuleList(parts)
-        self._elastic = [m for m in self.modules() if m is not self and hasattr(m, "activate")]
+        self._elastic: list[Any] = [m for m in self.modules() if m is not self and hasattr(m, "activate")]
         self.sample: Sample = space.highest()
+        self.layers: tuple[LayerSpec, ...] = ()
         self.mode = "float"
 
     def activate(self, sample: Mapping[str, Value]) -> None:
         """Make ``sample`` the active subnet: one description drives computation and costs alike."""
         self.sample = dict(sample)
-        layers = self.space.layers(sample)
-        specs = {layer.name: layer for layer in layers}
-        values = {layer.name: self.space.site_values(layer.name, sample) for layer in layers}
+        self.layers = self.space.layers(sample)
+        specs = {layer.name: layer for layer in self.layers}
+        values = {layer.name: self.space.site_values(layer.name, sample) for layer in self.layers}
         for module in self._elastic:
             module.activate(specs, values)
 
@@ -145,7 +147,7 @@ class Supernet(nn.Module):
         """Return the subnet of ``sample`` as a static network with its own copy of the weights."""
         self.activate(sample)
         body = nn.Sequential(*(extract(part) for part in self.parts if getattr(part, "active", True)))
-        return Subnet(self.sample, self.space.resolution(sample), self.space.layers(sample), body)
+        return Subnet(self.sample, self.space.resolution(sample), self.layers, body)
 
     def quantizers(self) -> list[Quantizer]:
         """Return every quantizer, in a fixed order."""
@@ -163,7 +165,7 @@ class Supernet(nn.Module):
         return groups
 
 
-def extract(part: nn.Module) -> nn.Module:
+def extract(part: Any) -> nn.Module:
     """Return the static twin of one part of a supernet; an empty chain where nothing is left of it."""
     if isinstance(part, (HardSwish, GlobalPool)):
         return type(part)()
@@ -171,4 +173,3 @@ def extract(part: nn.Module) -> nn.Module:
         twin = part.extract()
         return nn.Sequential() if twin is None else twin
     raise TypeError(f"{type(part).__name__} cannot be extracted: give it an extract() method")
-

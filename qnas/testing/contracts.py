@@ -60,7 +60,7 @@ def _check_quantizer_at(cls: type[Quantizer], role: str, signed: bool, bits: int
     if isinstance(grid, AffineGrid) and role == "activation":
         assert grid.qmin >= 0, "activation codes must be unsigned"
         assert grid.qmax <= 255, "activation codes must fit in a byte"
-    out.square().sum().backward()  # type: ignore[no-untyped-call]
+    out.square().sum().backward()
     assert leaf.grad is not None, "a gradient must reach the input"
     assert torch.isfinite(leaf.grad).all(), "the input's gradient must be finite"
     for name, parameter in quantizer.named_parameters():

@@ -132,4 +132,3 @@ def toy_trial(problem: SearchProblem, sample: Sample) -> Trial:
 def site(role: str, *, signed: bool, channels: int = 8, bits: tuple[int, ...] = (2, 4, 8)) -> QuantizerSite:
     """Return a site for a quantizer under test."""
     return QuantizerSite("layer", role, bits, channels, signed)
-

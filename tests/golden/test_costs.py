@@ -103,9 +103,7 @@ def test_described_macs_are_those_that_the_network_computes(make_space, make_sup
                 counted.append(module.w1.numel() + module.w2.numel())
 
         hooks = [
-            m.register_forward_hook(count)
-            for m in subnet.modules()
-            if isinstance(m, (SubnetLayer, FloatSqueezeExcite))
+            m.register_forward_hook(count) for m in subnet.modules() if isinstance(m, (SubnetLayer, FloatSqueezeExcite))
         ]
         with torch.no_grad():
             subnet(torch.zeros(1, 1, subnet.resolution, subnet.resolution))

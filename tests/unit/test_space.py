@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tomllib
 
 import numpy as np
 import pytest
 import tomli_w
+import tomllib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

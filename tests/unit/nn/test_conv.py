@@ -1,0 +1,25 @@
+"""The fast path of small depthwise maps against the plain convolution, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qnas.nn.conv import convolve
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "kernel"), [(1, 3), (1, 7), (2, 3), (2, 5), (2, 7), (3, 5), (4, 5), (4, 7), (5, 3)])
+def test_small_depthwise_maps(size, kernel, stride):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, size, size, generator=rng, dtype=torch.float64)
+    w = torch.randn(4, 1, kernel, kernel, generator=rng, dtype=torch.float64)
+    results = []
+    for function in (convolve, lambda x, w, b, s, g: F.conv2d(x, w, b, s, kernel // 2, 1, g)):
+        a, b = x.clone().requires_grad_(), w.clone().requires_grad_()
+        y = function(a, b, None, stride, 4)
+        (y**3).sum().backward()
+        results.append((y.detach(), a.grad, b.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
