@@ -118,6 +118,7 @@ def build_supernet(registry: Registry, config: RunConfig, space: SearchSpace, da
         maker(quantization.act_quantizer, "activation", quantization.act_options, "quantization.act_options"),
         data.pixels.affine(),
         folding_policy(quantization.folding),
+        bool(config.compile),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer_seed(config.seed, "weights"))

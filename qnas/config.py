@@ -26,7 +26,7 @@ ONE_THREAD_IMAGE = 32  # pixels; up to here a second thread gains nothing and ma
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -121,6 +121,7 @@ class RunConfig(_Section):
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     threads: int | None = Field(default=None, ge=1, description="by default one for small images, else one a core")
+    compile: bool | None = Field(default=None, description="compiled kernels; by default where a compiler works")
     device: Literal["cpu"] = "cpu"
     precision: Literal["float32"] = "float32"
     task: str = "classification"

@@ -55,10 +55,9 @@ class Run:
         """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
         probe = cls.__new__(cls)
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
-        if config.threads is None:
-            config = config.model_copy(update={"threads": default_threads(probe.data.train.images.shape[-1])})
-            probe.config = config
+        probe.resolve_machine()
         probe.check()
+        config = probe.config
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_text(path / CONFIG, config.to_toml())
@@ -77,10 +76,12 @@ class Run:
         store = RunDirectory(path)
         try:
             config = load_config(read_toml(path / CONFIG))
-        except ConfigError:
+            run = cls(store, config, registry, recorder)
+            run.resolve_machine()
+        except BaseException:
             store.close()
             raise
-        return cls(store, config, registry, recorder)
+        return run
 
     def close(self) -> None:
         """Release the directory."""
@@ -91,6 +92,27 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def resolve_machine(self) -> None:
+        """Fill in what the configuration leaves to the machine, so that it is recorded and kept when resumed.
+
+        Raises:
+            ConfigError: compiled kernels are asked for where there is no compiler.
+        """
+        config = self.config
+        if config.threads is None:
+            config = config.model_copy(update={"threads": default_threads(self.data.train.images.shape[-1])})
+        names = sorted({config.quantization.weight_quantizer, config.quantization.act_quantizer})
+        works = any(self.registry.load("quantizer", name).can_compile() for name in names)
+        if config.compile is None:
+            config = config.model_copy(update={"compile": works})
+        self.config = config
+        if config.compile and not works:
+            raise ConfigError(
+                f"compile is true, but quantizers {', '.join(names)} have no compiled kernel that works on this "
+                "machine. Install a C compiler (cc), or set compile to false (about a third slower, and the last bits "
+                "of results differ)."
+            )
 
     def check(self) -> None:
         """Resolve every name and option that the run will need, and the constraints.

@@ -51,7 +51,7 @@ class RunDirectory:
 
     Args:
         path: of the directory.
-        create: make it, and refuse one that holds anything.
+        create: make it, and refuse one that holds anything but what a process left that was killed while making it.
 
     Raises:
         StoreError: absent, in use by another process, or not a run directory.
@@ -60,7 +60,7 @@ class RunDirectory:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
         if create:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and not _is_free(path):
                 raise StoreError(
                     f"{path} exists and is not an empty folder. Choose another --out, or go on with an unfinished "
                     f"run by `qnas run --resume {path}`."
@@ -232,6 +232,15 @@ class RunDirectory:
             for row in self.database.execute(f"SELECT * FROM {table} ORDER BY {order}"):
                 lines.append(table + "\t" + "\t".join(v.hex() if isinstance(v, bytes) else str(v) for v in row))
         return "\n".join(lines) + "\n"
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether a folder is empty, or holds what a process left that was killed before its configuration stood."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    left = {"lock", "environment.json", "environment.json" + PARTIAL, CONFIG + PARTIAL}
+    return not names or ("lock" in names and names <= left)
 
 
 def _text(value: Any) -> str:

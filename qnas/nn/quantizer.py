@@ -22,6 +22,7 @@ class QuantizerSite:
         bits: every bit-width that may be asked for, ascending.
         channels: the largest number of channels (output channels for weights).
         signed: whether values can be negative.
+        compile: whether a compiled kernel may be used where the quantizer has one.
     """
 
     name: str
@@ -29,6 +30,7 @@ class QuantizerSite:
     bits: tuple[int, ...]
     channels: int
     signed: bool
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Quantizer(nn.Module, ABC):
 
     roles: frozenset[str] = frozenset({"weight", "activation"})
     absorbs_relu: bool = False
+
+    @classmethod
+    def can_compile(cls) -> bool:
+        """Tell whether it has a compiled kernel that works on this machine."""
+        return False
 
     def __init__(self, site: QuantizerSite) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ class BuildContext:
         weight_quantizer, act_quantizer: make the quantizer of a site.
         input_grid: of the normalised images.
         folding: policy of every convolution with batch normalisation.
+        compile: let quantizers use compiled kernels.
     """
 
     space: SearchSpace
@@ -36,6 +37,7 @@ class BuildContext:
     act_quantizer: MakeQuantizer
     input_grid: AffineGrid
     folding: FoldingPolicy = field(default_factory=NoFolding)
+    compile: bool = False
 
     def __post_init__(self) -> None:
         self._sites: dict[str, Site] = {site.name: site for site in self.space.sites}
@@ -50,7 +52,7 @@ class BuildContext:
     ) -> ActivationSite:
         """Return the activation site ``name``."""
         _, bits = self.space.bit_choices(self._sites[name])
-        quantizer = self.act_quantizer(QuantizerSite(name, "activation", bits, channels, signed))
+        quantizer = self.act_quantizer(QuantizerSite(name, "activation", bits, channels, signed, self.compile))
         return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits)
 
     def image_site(self, name: str, channels: int) -> ActivationSite:
@@ -85,7 +87,7 @@ class BuildContext:
             **options: of :class:`ElasticConv`.
         """
         w_bits, _ = self.space.bit_choices(self._sites[name])
-        weights = self.weight_quantizer(QuantizerSite(name, "weight", w_bits, out_channels, signed=True))
+        weights = self.weight_quantizer(QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile))
         if image:
             input_site = self.image_site(name, in_channels)
         else:

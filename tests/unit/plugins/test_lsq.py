@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from qnas.errors import ConfigError, PluginError
 from qnas.nn.quantizer import QuantizerSite, SiteContext
-from qnas_plugins.quantizers.lsq import LSQ, lsq_fake_quantize
+from qnas_plugins.quantizers import lsq_kernel
+from qnas_plugins.quantizers.lsq import LSQ, _LSQFunction, lsq_fake_quantize
 
 SIGNED = [(-2, 1), (-8, 7), (-128, 127)]
 UNSIGNED = [(0, 3), (0, 15), (0, 255)]
@@ -220,3 +222,42 @@ def test_what_it_cannot_do_is_refused(act_site):
         LSQ(act_site, per_channel=True)
     with pytest.raises(ConfigError, match="zero-point"):
         LSQ(act_site, negative="offset")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("qn", "qp"), [(0, 15), (-2, 1), (-128, 127)])
+def test_compiled_kernel_equals_the_eager_path(layout, qn, qp):
+    kernels = lsq_kernel.library()
+    if kernels is None:
+        pytest.skip("no C compiler on this machine")
+    rng = torch.Generator().manual_seed(0)
+    v = (torch.randn(7, 5, 9, 11, generator=rng) * 3).contiguous(memory_format=layout)
+    v[0, 0, 0, :3] = torch.tensor([0.0, float(qp), 1e30])
+    grad = torch.randn(v.shape, generator=rng)
+    results = []
+    for used in (None, kernels):
+        x = v.clone(memory_format=torch.preserve_format).requires_grad_()
+        step = torch.tensor(0.37, requires_grad=True)
+        out = _LSQFunction.apply(x, step, 0.37, qn, qp, 0.01, used)
+        out.backward(grad)
+        results.append((out.detach(), x.grad, step.grad))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=0, atol=0)
+    torch.testing.assert_close(results[1][2], results[0][2], rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_kernel_leaves_alone_what_it_cannot_serve(act_site):
+    site = dataclasses.replace(act_site, compile=True)
+    quantizer = LSQ(site)
+    ctx = SiteContext(4, 8)
+    x = torch.rand(4, 8, 6, 6)
+    quantizer.start(x, ctx)
+    for odd in (x.double(), x[:, :, ::2], x.expand(2, 4, 8, 6, 6)[0]):
+        torch.testing.assert_close(quantizer(odd, ctx).float(), quantizer.export(ctx).quantize(odd.float()))
+
+
+def test_without_a_compiler_there_is_no_kernel(monkeypatch):
+    monkeypatch.setattr(lsq_kernel.shutil, "which", lambda name: None)
+    assert lsq_kernel.library.__wrapped__() is None
+    monkeypatch.setattr(lsq_kernel.shutil, "which", lambda name: "/bin/false")
+    assert lsq_kernel.library.__wrapped__() is None

@@ -1,0 +1,310 @@
+"""The configuration: TOML round trips, ranks of its sources, and sentences for every mistake."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qnas.cli import options
+from qnas.config import (
+    RunConfig,
+    SearchConfig,
+    StageConfig,
+    default_threads,
+    flat,
+    load_config,
+    merge,
+    nested,
+    parse_setting,
+    read_toml,
+    tomllib,
+)
+from qnas.errors import ConfigError
+
+# --- round trips -------------------------------------------------------------------------------------------------
+
+POSITIVE = st.floats(1e-12, 1e12)
+OPTIONS = st.dictionaries(
+    st.text(min_size=1, max_size=8),
+    st.one_of(st.integers(-(2**40), 2**40), st.booleans(), st.text(max_size=8), st.lists(st.integers(0, 9))),
+    max_size=3,
+)
+STAGES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True),
+            "epochs": st.integers(1, 500),
+            "lr": POSITIVE,
+            "quantize": st.booleans(),
+        }
+    ),
+    max_size=3,
+    unique_by=lambda stage: stage["name"],
+)
+CONFIGS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**32 - 1),
+        "threads": st.one_of(st.none(), st.integers(1, 64)),
+        "data": st.fixed_dictionaries(
+            {
+                "name": st.text(min_size=1, max_size=10),
+                "image_size": st.one_of(st.none(), st.integers(8, 1024)),
+                "search_fraction": st.floats(0.01, 0.49),
+                "options": OPTIONS,
+            }
+        ),
+        "quantization": st.fixed_dictionaries(
+            {
+                "w_bits": st.lists(st.integers(2, 8), min_size=1),
+                "granularity": st.sampled_from(["network", "stage", "block", "layer"]),
+                "weight_options": OPTIONS,
+            }
+        ),
+        "train": st.fixed_dictionaries({"epochs": st.integers(1, 500), "lr": POSITIVE, "stages": STAGES}),
+        "search": st.fixed_dictionaries(
+            {
+                "objectives": st.lists(st.text(max_size=8), max_size=3),
+                "constraints": st.lists(st.text(max_size=20), max_size=3),
+            }
+        ),
+        "space": st.fixed_dictionaries({"options": OPTIONS}),
+    }
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(values=CONFIGS)
+def test_toml_gives_back_an_equal_configuration(values):
+    config = load_config(values)
+    text = config.to_toml()
+    assert load_config(tomllib.loads(text)) == config
+    assert load_config(tomllib.loads(text)).to_toml() == text
+
+
+def test_the_defaults_are_written_out_whole():
+    written = flat(tomllib.loads(RunConfig().to_toml()))
+    known = flat(RunConfig().model_dump())
+    assert set(known) - set(written) == {name for name, value in known.items() if value is None}
+    assert written["search.evaluations"] == SearchConfig().evaluations
+
+
+PATHS = st.dictionaries(st.from_regex(r"[a-z]{1,3}", fullmatch=True), st.integers(), min_size=1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tree=st.recursive(PATHS, lambda inner: st.dictionaries(st.from_regex(r"[a-z]{1,3}", fullmatch=True), inner)))
+def test_nested_and_flat_are_inverse(tree):
+    paths = flat(tree)
+    assert flat(nested(paths)) == paths
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+
+
+def test_later_layers_win_setting_by_setting():
+    config = load_config(
+        {"train": {"lr": 0.1, "epochs": 3}, "search": {"options": {"population": 5}}},
+        {"train": {"lr": 0.2}},
+        {"search": {"options": {"parents": 0.5}}},
+    )
+    assert (config.train.lr, config.train.epochs, config.train.batch_size) == (0.2, 3, RunConfig().train.batch_size)
+    assert config.search.options == {"population": 5, "parents": 0.5}
+
+
+def test_lists_are_replaced_not_joined():
+    assert merge({"a": [1, 2], "b": {"c": 1}}, {"a": [3], "b": {"d": 2}}) == {"a": [3], "b": {"c": 1, "d": 2}}
+
+
+def test_flags_beat_the_file_beats_the_recipe_beats_defaults(registry, tmp_path):
+    recipe = read_toml(registry.load("recipe", "ofa-evolution"))["search"]
+    assert recipe["evaluations"] != SearchConfig().evaluations
+    file = tmp_path / "my.toml"
+    file.write_text("seed = 3\n[search.options]\nparents = 0.5\n[train]\nlr = 0.5\nepochs = 2\n")
+
+    def resolved(**params):
+        return options.resolve_config(registry, params)
+
+    assert resolved() == RunConfig()
+    assert resolved(recipe="ofa-evolution").search.evaluations == recipe["evaluations"]
+    both = resolved(recipe="ofa-evolution", config_file=file)
+    assert both.search.options == {**recipe["options"], "parents": 0.5}
+    assert (both.train.lr, both.seed) == (0.5, 3)
+    flags = resolved(recipe="ofa-evolution", config_file=file, lr=0.25, evaluations=7, settings=("seed=4",))
+    assert (flags.train.lr, flags.train.epochs, flags.search.evaluations, flags.seed) == (0.25, 2, 7, 4)
+
+
+def test_the_narrower_quantizer_flag_wins(registry):
+    params = {"quantizer": "lsq", "act_quantizer": "other"}
+    config = options.resolve_config(registry, params)
+    assert (config.quantization.weight_quantizer, config.quantization.act_quantizer) == ("lsq", "other")
+
+
+def test_every_recipe_is_a_valid_configuration(registry):
+    for name in registry.names("recipe"):
+        load_config(read_toml(registry.load("recipe", name)))
+
+
+# --- flags -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", sorted(options._FLAGS))
+def test_a_flag_says_nothing_that_toml_cannot(flag):
+    paths, group, names, _ = options._FLAGS[flag]
+    known = flat(RunConfig().model_dump())
+    assert group in (options.MODEL, options.TRAINING, options.SEARCHING)
+    for path in paths:
+        owner, _, option = path.rpartition(".options.")
+        if ".weight_options." in path or ".act_options." in path:
+            owner, _, option = path.rpartition("_options.")
+            assert f"{owner}_options" in known
+        elif owner:
+            assert f"{owner}.options" in known
+        else:
+            assert path in known
+            continue
+        assert option.isidentifier()
+    assert all(name.startswith("--") for name in names)
+
+
+def test_prefixes_of_list_flags_are_tables_of_options():
+    known = flat(RunConfig().model_dump())
+    for prefix, _, _, _ in options._LISTS.values():
+        assert prefix.removesuffix(".") in known
+
+
+def test_flags_become_settings_and_absent_ones_none():
+    assert options.flag_settings({}) == {}
+    found = options.flag_settings(
+        {
+            "w_bits": [2, 3],
+            "objective": ("accuracy",),
+            "constraint": (),
+            "se": False,
+            "lr": None,
+            "space_option": ("kernels=3,5",),
+            "settings": ("train.warmup=0.2",),
+        }
+    )
+    assert found == {
+        "quantization.w_bits": [2, 3],
+        "search.objectives": ["accuracy"],
+        "space.options.se": False,
+        "space.options.kernels": [3, 5],
+        "train.warmup": 0.2,
+    }
+
+
+def test_lists_of_whole_numbers():
+    convert = options.INT_LIST.convert
+    assert convert("4,2,3", None, None) == [2, 3, 4]
+    with pytest.raises(click.BadParameter, match="whole numbers such as 2,3,4"):
+        convert("2,x", None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.lr=0.1", ("train.lr", 0.1)),
+        ("a=3", ("a", 3)),
+        ("a=true", ("a", True)),
+        ("a=1,2,3", ("a", [1, 2, 3])),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=plain text", ("a", "plain text")),
+        ('a="quoted"', ("a", "quoted")),
+        ("a=b=c", ("a", "b=c")),
+        (" a =1", ("a", 1)),
+        ("a=x,y", ("a", "x,y")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_settings_are_toml_or_plain_text(text, expected):
+    assert parse_setting(text) == expected
+
+
+def test_small_images_train_on_one_thread():
+    assert default_threads(16) == default_threads(32) == 1
+    assert default_threads(224) >= 1
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+STAGE = {"name": "a", "epochs": 1, "lr": 0.1}
+MISTAKES = {
+    "unknown section": ({"trian": {}}, ["'trian'", "Did you mean 'train'?"]),
+    "unknown setting": ({"train": {"epoch": 3}}, ["'train.epoch'", "Did you mean 'epochs'?", "batch_size"]),
+    "wrong type": ({"train": {"epochs": "many"}}, ["train.epochs", "'many'", "integer"]),
+    "fraction of an epoch": ({"train": {"epochs": 1.5}}, ["train.epochs", "1.5"]),
+    "text for a list": ({"search": {"objectives": "accuracy"}}, ["search.objectives", "'accuracy'"]),
+    "number for a table": ({"train": 3}, ["train", "3", "dictionary"]),
+    "too small": ({"train": {"epochs": -1}}, ["train.epochs", "-1", "greater than or equal to 0"]),
+    "too large": ({"data": {"search_fraction": 0.9}}, ["data.search_fraction", "0.9", "less than 0.5"]),
+    "seed": ({"seed": -1}, ["seed", "-1", "greater than or equal to 0"]),
+    "no number": ({"train": {"lr": float("nan")}}, ["train.lr", "nan"]),
+    "infinite": ({"train": {"lr": float("inf")}}, ["train.lr", "inf"]),
+    "not among": ({"quantization": {"granularity": "net"}}, ["quantization.granularity", "'net'", "'network'"]),
+    "element": ({"quantization": {"w_bits": [2, "x"]}}, ["quantization.w_bits.1", "'x'", "integer"]),
+    "stage's name": ({"train": {"stages": [{**STAGE, "name": "a/b"}]}}, ["train.stages.0.name", "'a/b'"]),
+    "stage's setting": ({"train": {"stages": [{**STAGE, "epoch": 1}]}}, ["train.stages.0.epoch", "does not exist"]),
+    "nothing to train": ({"train": {"epochs": 0, "float_epochs": 0}}, ["train.epochs", "at least one epoch"]),
+    "equal stages": ({"train": {"stages": [STAGE, STAGE]}}, ["train.stages", "a, a", "Rename"]),
+}
+
+
+def assert_helpful(message, parts):
+    for part in parts:
+        assert part in message
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+    last = re.split(r"(?<=[.?:;]) ", message)[-1]
+    assert last[0].isupper()  # what to do next
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_name_the_setting_the_value_and_what_to_do(name):
+    values, parts = MISTAKES[name]
+    with pytest.raises(ConfigError) as error:
+        load_config(values)
+    assert_helpful(str(error.value), parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"seed = = 1", ["my.toml", "no valid TOML", "line 1"]),
+        (b"[train\n", ["my.toml", "no valid TOML"]),
+        (b"\xff\xfe", ["my.toml", "no valid TOML"]),
+        (None, ["my.toml", "No such file"]),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, content, parts):
+    path = tmp_path / "my.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        read_toml(path)
+    assert_helpful(str(error.value), parts)
+
+
+@pytest.mark.parametrize("text", ["train.lr", "=3", " =3", ""])
+def test_settings_without_name_or_value_are_refused(text):
+    with pytest.raises(ConfigError) as error:
+        parse_setting(text)
+    assert_helpful(str(error.value), [repr(text), "NAME=VALUE"])
+
+
+def test_a_setting_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"'train\.lr\.x' does not name a setting: 'lr'"):
+        nested({"train.lr": 1, "train.lr.x": 2})
+
+
+def test_stages_follow_from_the_rest_unless_given():
+    train = RunConfig().train
+    assert [(s.name, s.quantize) for s in train.all_stages()] == [("float", False), ("quantized", True)]
+    given_stages = load_config({"train": {"stages": [STAGE]}}).train.all_stages()
+    assert given_stages == (StageConfig(**STAGE),)

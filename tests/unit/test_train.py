@@ -1,0 +1,361 @@
+"""The training loop: sums of gradients, stages, stopping and resuming to the same bits, divergence, events."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
+from qnas.data import TrainBatches
+from qnas.errors import StoreError, TrainingDivergedError
+from qnas.train import Progress, Stage, Trainer, TrainSettings
+
+STAGES = (Stage("float", 1, 0.01, False), Stage("quantized", 2, 0.01, True))
+SETTINGS = TrainSettings(num_subnets=3, start_images=32, clip_norm=1e9)
+
+
+class Log:
+    def __init__(self):
+        self.events = []
+
+    def record(self, event, values):
+        self.events.append((event, copy.deepcopy(dict(values))))
+
+
+@pytest.fixture(scope="module")
+def space(make_space):
+    return make_space(num_classes=2, depths=(1,), kernels=(3, 5), expansions=(3, 4), resolutions=(12, 16))
+
+
+@pytest.fixture
+def make_trainer(space, make_supernet, tiny_data, registry):
+    """Returns a trainer of a tiny supernet at its start; quantizers are as if they had not started."""
+
+    def make(stages=STAGES, settings=SETTINGS, *, supervision="inplace-distillation", recorder=None, batch_size=40):
+        supernet = make_supernet(space)
+        with torch.no_grad():
+            for group in supernet.quantizers():
+                for parameter in group.parameters():
+                    parameter.fill_(-1.0)
+        data = TrainBatches(tiny_data.train, tiny_data.pixels, tiny_data.augmentation, batch_size, settings.seed)
+        parts = registry.load("sampler", "sandwich")(), registry.load("supervision", supervision)()
+        return Trainer(supernet, data, *parts, stages, settings, recorder)
+
+    return make
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.supernet.state_dict().items()}
+
+
+def assert_equal_bits(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+def begin(trainer, stage=0):
+    """Enter a stage without training."""
+    trainer.progress.stage = stage
+    trainer._enter_stage()
+    return trainer
+
+
+# --- a step --------------------------------------------------------------------------------------------------------
+
+
+class Given:
+    """Draws the samples that it is given."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def draw(self, space, rng, n):
+        return self.samples
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_a_step_adds_up_the_gradients_of_its_subnets(make_trainer, tiny_data, quantize):
+    stages = (Stage("only", 1, 0.01, quantize),)
+    samples = begin(make_trainer(stages, supervision="hard")).sampler.draw(
+        make_trainer().supernet.space, torch_free_generator(), 3
+    )
+    images, labels = next(iter(make_trainer().batches.epoch(0)))
+
+    def gradients(chosen):
+        trainer = begin(make_trainer(stages, supervision="hard"))
+        trainer.sampler = Given(chosen)
+        trainer.step(images, labels, 0, 0, 0.01)
+        return {name: p.grad for name, p in trainer.supernet.named_parameters() if p.grad is not None}
+
+    together = gradients(samples)
+    apart = [gradients([sample]) for sample in samples]
+    assert together.keys() == set().union(*apart)
+    for name, gradient in together.items():
+        total = sum(part[name] for part in apart if name in part)
+        torch.testing.assert_close(gradient, total, rtol=1e-4, atol=1e-5 * max(1.0, float(total.abs().max())))
+
+
+def torch_free_generator():
+    from qnas.rng import generator
+
+    return generator(0, "test")
+
+
+def test_bits_that_no_subnet_used_get_no_gradient(make_trainer):
+    trainer = begin(make_trainer((Stage("only", 1, 0.01, True),)))
+    trainer.sampler = Given([trainer.supernet.space.highest()])
+    trainer.step(*next(iter(trainer.batches.epoch(0))), 0, 0, 0.01)
+    found = {name: p.grad for name, p in trainer.supernet.named_parameters() if ".log_steps." in name}
+    used = {name.rpartition(".")[2] for name, gradient in found.items() if gradient is not None}
+    assert used == {"4", "8"}  # 2 bits are searched, too; 8 are at the edges
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(make_trainer):
+    log = Log()
+    trainer = begin(make_trainer(settings=TrainSettings(num_subnets=2, clip_norm=1e-3), recorder=log))
+    _, norm = trainer.step(*next(iter(trainer.batches.epoch(0))), 0, 0, 0.01)
+    gradients = [p.grad.norm() for p in trainer.supernet.parameters() if p.grad is not None]
+    assert float(torch.stack(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
+    assert norm > 1e-3
+    assert log.events[-1][1]["clip_ratio"] == pytest.approx(1e-3 / norm)
+    assert log.events[-1][1]["gradient_norm"] == norm
+
+
+def test_image_passes_count_work_in_units_of_the_largest_subnet(make_trainer):
+    trainer = begin(make_trainer())
+    space = trainer.supernet.space
+    for sample, expected in ((space.highest(), 1.0), (space.lowest(), None)):
+        trainer.progress.image_passes = 0.0
+        trainer.sampler = Given([sample])
+        trainer.step(*next(iter(trainer.batches.epoch(0))), 0, 0, 0.01)
+        share = trainer.progress.image_passes / trainer.batches.batch_size
+        macs = [sum(layer.macs for layer in space.layers(s)) for s in (sample, space.highest())]
+        assert share == pytest.approx(expected or macs[0] / macs[1])
+
+
+def test_decay_falls_on_weights_alone_and_quantizers_have_their_own_rate(make_trainer):
+    trainer = begin(make_trainer(settings=TrainSettings(num_subnets=1, weight_decay=0.3, quantizer_lr=0.5)))
+    decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
+    assert decays == [0.3, 0.0, 0.0]
+    trainer.step(*next(iter(trainer.batches.epoch(0))), 0, 0, 0.02)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.02, 0.02, 0.01]
+    grouped = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert len({id(p) for p in grouped}) == len(grouped) == len(list(trainer.supernet.parameters()))
+
+
+# --- the schedule ------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_linearly_and_falls_along_a_cosine(make_trainer):
+    trainer = make_trainer(settings=TrainSettings(warmup=0.1))
+    stage = Stage("long", 10, 0.5, False)
+    total = 10 * trainer.batches.steps
+    warm = round(0.1 * total)
+    rates = [trainer._lr(stage, step) for step in range(total)]
+    assert rates[0] == pytest.approx(0.5 / warm)
+    assert rates[warm - 1] == rates[warm] == pytest.approx(0.5)
+    assert max(rates) == pytest.approx(0.5)
+    half = warm + (total - warm) / 2
+    assert trainer._lr(stage, half) == pytest.approx(0.25)
+    assert trainer._lr(stage, total) == pytest.approx(0, abs=1e-12)
+    assert all(a >= b for a, b in zip(rates[warm:], rates[warm + 1 :], strict=False))
+
+
+class Steps:
+    def __init__(self, steps):
+        self.steps = steps
+
+
+@settings(max_examples=50, deadline=None)
+@given(epochs=st.integers(1, 20), steps=st.integers(1, 30), warmup=st.floats(0, 0.99))
+def test_the_rate_is_positive_and_never_above_its_peak(epochs, steps, warmup):
+    trainer = object.__new__(Trainer)
+    trainer.batches, trainer.settings = Steps(steps), TrainSettings(warmup=warmup)
+    stage = Stage("any", epochs, 0.1, False)
+    for step in range(epochs * steps):
+        assert 0 < trainer._lr(stage, step) <= 0.1 * (1 + 1e-12)
+
+
+# --- stages ------------------------------------------------------------------------------------------------------
+
+
+def test_quantizers_start_from_data_at_the_first_quantized_stage_only(make_trainer):
+    stages = (Stage("f", 1, 0.01, False), Stage("q1", 1, 0.01, True), Stage("q2", 1, 0.01, True))
+    trainer = make_trainer(stages)
+    steps = [p for q in trainer.supernet.quantizers() for p in q.parameters()]
+    begin(trainer)
+    assert trainer.supernet.mode == "float"
+    assert all((p == -1).all() for p in steps)
+    trainer.optimizer = None
+    begin(trainer, 1)
+    assert trainer.supernet.mode == "quantize"
+    started = [p.clone() for p in steps]
+    assert not any((p == -1).all() for p in steps)
+    with torch.no_grad():
+        for parameter in steps:
+            parameter.add_(0.125)
+    trainer.optimizer = None
+    begin(trainer, 2)
+    assert all(torch.equal(p, q + 0.125) for p, q in zip(steps, started, strict=True))
+
+
+def test_quantizers_do_not_start_again_in_the_middle_of_a_stage(make_trainer):
+    trainer = make_trainer((Stage("q", 3, 0.01, True),))
+    trainer.progress.epoch = 1
+    begin(trainer)
+    assert all((p == -1).all() for q in trainer.supernet.quantizers() for p in q.parameters())
+
+
+def test_training_learns(make_trainer):
+    trainer = make_trainer((Stage("float", 3, 0.01, False), Stage("quantized", 3, 0.01, True)))
+    trainer.run(lambda _: None)
+    history = trainer.progress.history
+    assert history[2]["losses"][0] < history[0]["losses"][0]
+    assert history[-1]["losses"][0] < math.log(2)
+    assert trainer.finished
+
+
+# --- stop and resume ---------------------------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    pass
+
+
+def test_stopping_after_any_epoch_and_resuming_gives_the_same_bits(make_trainer, tmp_path):
+    whole = make_trainer()
+    saves = []
+
+    def save(trainer):
+        path = tmp_path / f"{len(saves)}.safetensors"
+        save_checkpoint(trainer, path)
+        saves.append(path)
+
+    whole.run(save)
+    assert [(read_progress(p).stage, read_progress(p).epoch) for p in saves] == [(1, 0), (1, 1), (2, 0)]
+    for path in saves:
+        resumed = make_trainer()
+        torch.manual_seed(1234)
+        load_checkpoint(resumed, path)
+        resumed.run(lambda _: None)
+        assert_equal_bits(weights(whole), weights(resumed))
+        assert resumed.progress == whole.progress
+
+
+def test_checkpoints_of_equal_training_are_equal_bytes(make_trainer, tmp_path):
+    for name in ("a", "b"):
+        make_trainer((Stage("q", 2, 0.01, True),)).run(lambda t, name=name: save_checkpoint(t, tmp_path / name))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_checkpoint_that_does_not_fit_or_is_torn_is_refused(make_trainer, make_space, make_supernet, tmp_path):
+    path = tmp_path / "run" / "stages" / "00-a" / "checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    save_checkpoint(make_trainer(), path)
+    with pytest.raises(StoreError, match=r"does not fit.*config\.toml"):
+        load_weights(make_supernet(make_space(w_bits=(3,))), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_progress(path)
+
+
+# --- divergence --------------------------------------------------------------------------------------------------
+
+
+class Poisoned:
+    """Answers NaN for one subnet of one step."""
+
+    def __init__(self, inner, at):
+        self.inner, self.at, self.calls = inner, at, 0
+
+    def begin_step(self, labels):
+        self.inner.begin_step(labels)
+
+    def loss(self, position, logits, labels):
+        self.calls += 1
+        return self.inner.loss(position, logits, labels) * (float("nan") if self.calls == self.at else 1)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_subnet_and_the_checkpoint_holds(make_trainer, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    saved = {}
+
+    def save(trainer):
+        save_checkpoint(trainer, path)
+        saved.update(weights(trainer))
+
+    trainer = make_trainer()
+    steps = trainer.batches.steps
+    trainer.supervision = Poisoned(trainer.supervision, at=3 * steps + 3 * 1 + 3)  # epoch 1, step 1, third subnet
+    with pytest.raises(TrainingDivergedError) as error:
+        trainer.run(save)
+    lowest = trainer.supernet.space.lowest()
+    for part in ("loss is nan", "'quantized'", "epoch 1", "step 1", trainer.supernet.space.key(lowest), "--lr"):
+        assert part in str(error.value)
+    fresh = make_trainer()
+    load_checkpoint(fresh, path)
+    assert_equal_bits(weights(fresh), saved)
+    assert (fresh.progress.stage, fresh.progress.epoch) == (1, 0)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(fresh).values() if tensor.is_floating_point())
+    fresh.run(lambda _: None)
+    assert fresh.finished
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(make_trainer):
+    trainer = begin(make_trainer())
+    trainer.supervision = Poisoned(trainer.supervision, at=-1)
+    before = {name: p.detach().clone() for name, p in trainer.supernet.named_parameters()}
+    images, labels = next(iter(trainer.batches.epoch(0)))
+    next(iter(trainer.supernet.parameters())).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingDivergedError, match="gradient norm is"):
+        trainer.step(images, labels, 0, 0, 0.01)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.supernet.named_parameters())
+
+
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_with_their_values(make_trainer):
+    log = Log()
+    trainer = make_trainer(recorder=log)
+    trainer.run(lambda _: None)
+    steps = trainer.batches.steps
+    epoch = ["step"] * steps + ["epoch"]
+    assert [event for event, _ in log.events] == ["stage", *epoch, "stage", *epoch, *epoch]
+    stages = [values for event, values in log.events if event == "stage"]
+    assert stages == [
+        {"name": "float", "epochs": 1, "steps": steps},
+        {"name": "quantized", "epochs": 2, "steps": steps},
+    ]
+    assert [values for event, values in log.events if event == "epoch"] == trainer.progress.history
+    for _, values in (item for item in log.events if item[0] == "step"):
+        keys = {"stage", "epoch", "step", "losses", "gradient_norm", "clip_ratio", "lr"}
+        assert keys == values.keys()
+        assert len(values["losses"]) == SETTINGS.num_subnets
+    entry = trainer.progress.history[-1]
+    last = [v for e, v in log.events if e == "step"][-steps:]
+    assert entry["losses"][0] == pytest.approx(sum(v["losses"][0] for v in last) / steps)
+
+
+def test_a_recorder_changes_nothing(make_trainer):
+    silent, watched = make_trainer(), make_trainer(recorder=Log())
+    for trainer in (silent, watched):
+        trainer.run(lambda _: None)
+    assert_equal_bits(weights(silent), weights(watched))
+    assert silent.progress == watched.progress
+
+
+def test_progress_starts_at_nothing():
+    assert Progress() == Progress(0, 0, 0.0, [])
