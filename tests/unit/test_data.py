@@ -61,7 +61,7 @@ def test_splits_are_disjoint_stratified_and_cover_everything(counts, seed, fract
     images = image_set(counts)
     data = made(images, seed=seed, fractions=fractions)
     parts = [numbers(data.split(name)) for name in ("train", "search", "test")]
-    assert sorted(sum(parts, [])) == list(range(sum(counts)))
+    assert sorted(n for part in parts for n in part) == list(range(sum(counts)))
     for part, fraction in ((data.search, fractions[0]), (data.test, fractions[1])):
         found = Counter(part.labels.tolist())
         for label, count in enumerate(counts):
@@ -109,7 +109,7 @@ def test_a_class_with_too_few_images_is_named(counts):
 
 
 def test_one_class_is_refused():
-    with pytest.raises(DataError, match="'pets' has 1 class; .*Add images of another class"):
+    with pytest.raises(DataError, match=r"'pets' has 1 class; .*Add images of another class"):
         image_set([30])
 
 
