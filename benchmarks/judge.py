@@ -28,12 +28,16 @@ from qnas.space import QuantScheme
 LIMIT = 1.2
 
 
-def evaluator(registry: Registry, image_size: int, channels: int, images: int, calibration: int, **options) -> Evaluator:
+def evaluator(
+    registry: Registry, image_size: int, channels: int, images: int, calibration: int, **options
+) -> Evaluator:
     space = registry.load("space", "mbv3")(
         QuantScheme((4,), (4,)), image_size=image_size, num_classes=10, image_channels=channels, **options
     )
     rng = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images + calibration, channels, image_size, image_size), generator=rng).to(torch.uint8)
+    pixels = torch.randint(0, 256, (images + calibration, channels, image_size, image_size), generator=rng).to(
+        torch.uint8
+    )
     labels = torch.randint(0, 10, (len(pixels),), generator=rng)
     train, search = (Split(pixels[s], labels[s]) for s in (slice(0, calibration), slice(calibration, None)))
     grid = PixelGrid.of(train.images)

@@ -2,9 +2,10 @@
 
     python benchmarks/step.py [--threads N] [--quick]
 
-Spaces: mbv3 at 32 pixels (CIFAR's size), mbv3 as the default job has it (16 pixels), and a ResNet-20-like net of
-elastic 3x3 layers at 32 pixels. LSQ, 4 bits, sandwich of 4 with in-place distillation, AdamW; batch 64. The C
-kernel's compile time stands apart; without a compiler the eager path serves. Rounds of float and quantized steps alternate in one process.
+Spaces: mbv3 at 32 pixels (CIFAR's size) with and without float operations, mbv3 as the default job has it (16 pixels),
+and a ResNet-20-like net of 3x3 layers at 32 pixels. LSQ, 4 bits, sandwich of 4 with in-place distillation, AdamW, batch
+64; float and quantized steps alternate in one process. The C kernel's compile time stands apart; the eager path, which
+serves where there is no compiler, is measured after it.
 """
 
 from __future__ import annotations

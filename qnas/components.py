@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from qnas.config import RunConfig
 from qnas.data import Data, ImageSet, TrainBatches, prepare
@@ -36,6 +37,7 @@ def make(component: Any, what: str, section: str, options: Mapping[str, Any], *a
     for name in options:
         if name not in allowed and not open_ended:
             raise ConfigError(unknown_name(f"The option of {what}", name, allowed, f"Correct [{section}]."))
+    _check_types(component, what, section, options)
     try:
         return component(*args, **given, **options)
     except (TypeError, ValueError) as error:
@@ -43,6 +45,23 @@ def make(component: Any, what: str, section: str, options: Mapping[str, Any], *a
         raise ConfigError(
             f"{what} does not take the options given ({listed}): {error}. Correct [{section}]."
         ) from error
+
+
+def _check_types(component: Any, what: str, section: str, options: Mapping[str, Any]) -> None:
+    """Refuse option values that are not of the type that the constructor declares."""
+    try:
+        hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    except (NameError, TypeError):  # a plugin may name types that exist for the type checker alone
+        return
+    for name, value in options.items():
+        if name not in hints:
+            continue
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(
+                f"The option {name!r} of {what} cannot be {value!r}: {error.errors()[0]['msg']}. Correct [{section}]."
+            ) from error
 
 
 def load_data(registry: Registry, config: RunConfig) -> Data:

@@ -26,7 +26,7 @@ ONE_THREAD_IMAGE = 32  # pixels; up to here a second thread gains nothing and ma
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -51,9 +51,9 @@ class QuantizationConfig(_Section):
 
     weight_quantizer: str = "lsq"
     act_quantizer: str = "lsq"
-    w_bits: tuple[int, ...] = (3, 4)
-    a_bits: tuple[int, ...] = (4,)
-    granularity: Literal["network", "stage", "block", "layer"] = "network"
+    w_bits: tuple[int, ...] = (2, 3, 4)
+    a_bits: tuple[int, ...] = (2, 3, 4)
+    granularity: Literal["network", "stage", "block", "layer"] = "stage"
     folding: Literal["none", "moving", "batch"] = "none"
     weight_options: dict[str, Any] = {}
     act_options: dict[str, Any] = {}
@@ -75,8 +75,8 @@ class TrainConfig(_Section):
     supervision: str = "inplace-distillation"
     num_subnets: int = Field(default=4, ge=1, description="subnets a step")
     batch_size: int = Field(default=64, ge=2)
-    float_epochs: int = Field(default=4, ge=0)
-    epochs: int = Field(default=8, ge=0, description="quantized epochs")
+    float_epochs: int = Field(default=6, ge=0)
+    epochs: int = Field(default=14, ge=0, description="quantized epochs")
     lr: float = Field(default=6e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     quantizer_lr: float = Field(default=1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
@@ -155,7 +155,7 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
     for layer in layers:
         merged = merge(merged, layer)
     try:
-        config = RunConfig.model_validate(merged)
+        config = RunConfig.model_validate(_tuples(merged))
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from error
     if not config.train.all_stages():
@@ -168,8 +168,15 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file as nested dictionaries.
+def _tuples(value: Any) -> Any:
+    """Return the value with every list as a tuple, which strict validation wants."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def read_toml(path: Path, what: str = "configuration") -> dict[str, Any]:
+    """Return a TOML file as nested dictionaries; ``what`` names it in errors.
 
     Raises:
         ConfigError: it is absent or no TOML.
@@ -177,9 +184,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}. Check --config-file.") from error
+        raise ConfigError(f"The {what} {path} cannot be read: {error.strerror}. Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {path} is no valid TOML: {error}. Correct that line.") from error
+        raise ConfigError(f"The {what} {path} is no valid TOML: {error}. Correct that line.") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from qnas import components
 from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
 from qnas.config import RunConfig, default_threads, load_config, read_toml
 from qnas.data import Data
-from qnas.errors import ConfigError, StoreError
+from qnas.errors import ConfigError, ConstraintError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
 from qnas.nn.subnet import Subnet
@@ -143,6 +143,11 @@ class Run:
         metric = self.registry.load("task", config.task)().metric
         objectives = named_objectives(config.search.objectives, metric, costs)
         constraints = [parse_constraint(text, [metric, *costs]) for text in config.search.constraints]
+        for constraint in constraints:
+            if constraint.name == metric and constraint.violation(float(constraint.sense == ">=")) > 0:
+                raise ConstraintError(
+                    f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
+                )
         feasible = FeasibleSet(CostTable(self.space, costs), constraints, config.seed)
         problem = SearchProblem(self.space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
@@ -289,10 +294,10 @@ class Run:
                 )
             config = str(fronts[-1]["chosen"])
         found = {t.key: t.sample for _, _, t in self.store.trials() if t.key.startswith(config)}
-        if len(found) != 1:
+        if len(found) != 1 or not config:
             state = "is the beginning of several trials' keys" if found else "is no trial's key"
             raise StoreError(
-                f"--config {config} {state} in {self.store.path}. Take one from the front's table or "
+                f"--config {config!r} {state} in {self.store.path}. Take one from the front's table or "
                 f"`qnas report {self.store.path}`; largest and smallest are names, too."
             )
         return next(iter(found.values()))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qnas.constraints import FeasibleSet, parse_constraint, total_violation
-from qnas.costs import CostTable
+from qnas.costs import CostTable, sample_costs
 from qnas.errors import ConfigError, ConstraintError, unknown_name
 from qnas.evaluate import Evaluator
 from qnas.files import write_json
@@ -45,7 +45,10 @@ def named_objectives(names: Sequence[str], metric: str, costs: Mapping[str, Any]
     """Return objectives with their directions; the task's metric is maximised."""
     known = {metric: "max", **{name: cost.direction for name, cost in costs.items()}}
     if len(set(names)) != len(names) or not names:
-        raise ConfigError(f"Objectives must be one or more different metrics; given: {', '.join(names) or 'none'}.")
+        raise ConfigError(
+            f"Objectives must be one or more different metrics; given: {', '.join(names) or 'none'}. "
+            "Correct --objective."
+        )
     for name in names:
         if name not in known:
             raise ConfigError(unknown_name("The objective", name, known, "Correct --objective."))
@@ -118,7 +121,9 @@ class Search:
             evaluation = self.evaluator.evaluate(sample)
             metrics, correct, count = evaluation.metrics, evaluation.packed(), len(evaluation.correct)
         else:
-            metrics, correct, count = stored[0], stored[1], 0
+            # A cost model that was installed since then is not among the stored metrics.
+            metrics = {**stored[0], **sample_costs(space, self.evaluator.costs, sample)}
+            correct, count = stored[1], 0
         trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
         self.strategy.tell([trial])
         with self.store.transaction():

@@ -256,9 +256,10 @@ class Trainer:
         if math.isfinite(value):
             return
         stage = self.stages[min(self.progress.stage, len(self.stages) - 1)].name
+        kept = "The last good checkpoint is kept." if self.progress.history else "No checkpoint was written yet."
         raise TrainingDivergedError(
             f"Training diverged: the {what} is {value} in stage {stage!r}, epoch {epoch}, step {step}, for subnet "
-            f"{self.supernet.space.key(sample)} ({_short(sample)}). The last good checkpoint is kept. "
+            f"{self.supernet.space.key(sample)} ({_short(sample)}). {kept} "
             "Lower the learning rate (--lr) or the gradient clipping (--clip-norm), and start a new run."
         )
 

@@ -39,7 +39,7 @@ def command(
         if sample_file is None:
             sample = run.resolve(config)
         else:
-            sample = read_toml(sample_file)
+            sample = read_toml(sample_file, "sample")
             run.space.validate(sample)
         evaluation = run.evaluate(sample, split)
         metric = run.evaluator.task.metric

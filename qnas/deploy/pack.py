@@ -92,8 +92,9 @@ def write_packed(subnet: Subnet, path: str | Path, metadata: Mapping[str, str]) 
         ExportError: a part of the subnet has no integers, or a described layer is not in it.
     """
     tensors, layers = _Packer(subnet, trace(subnet)).pack()
-    header = {**metadata, "format": FORMAT, "resolution": str(subnet.resolution), "layers": json.dumps(layers)}
-    write_bytes(Path(path), save(tensors, header))
+    header = {**metadata, "resolution": subnet.resolution, "layers": layers}
+    # One key: safetensors leaves the order of several to chance, and equal subnets must give equal files.
+    write_bytes(Path(path), save(tensors, {FORMAT: json.dumps(header)}))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -185,17 +186,17 @@ def read_packed(path: str | Path) -> dict[str, Any]:
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            header = (file.metadata() or {}).get(FORMAT)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{str(path)!r} cannot be read as a packed model: {error}. Export it again.") from error
-    if metadata.get("format") != FORMAT:
+    if header is None:
         raise StoreError(
-            f"{str(path)!r} is no packed model: its format is {metadata.get('format')!r}, not {FORMAT!r}. "
-            "Give a file that `qnas export` wrote."
+            f"{str(path)!r} is no packed model: its metadata has no {FORMAT!r}. Give a file that `qnas export` wrote."
         )
     try:
-        described = json.loads(metadata["layers"])
+        metadata = json.loads(header)
+        described = metadata.pop("layers")
         layers = {site: _read_layer(site, dict(entry), tensors) for site, entry in described.items()}
     except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
         raise StoreError(f"{str(path)!r} is damaged: {error}. Export it again.") from error

@@ -7,7 +7,7 @@ at low bit-widths: kernel 3/5/7, expansion 3/4/6, depth 2/3/4 a stage, resolutio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ACTS = ("auto", "relu", "h-swish")
 SIZES = ("auto", "small", "large")
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 1024  # pixels
 LARGEST_SMALL_IMAGE = 64  # pixels; from here up the large shape is chosen
 
 
@@ -109,10 +110,10 @@ class MobileNetV3Space(SearchSpace):
         size: str = "auto",
         se: bool = True,
         act: str = "auto",
-        kernels: Sequence[int] = (3, 5, 7),
-        expansions: Sequence[int] = (3, 4, 6),
-        depths: Sequence[int] | None = None,
-        resolutions: Sequence[int] | None = None,
+        kernels: Sequence[int] | int = (3, 5, 7),
+        expansions: Sequence[int] | int = (3, 4, 6),
+        depths: Sequence[int] | int | None = None,
+        resolutions: Sequence[int] | int | None = None,
     ) -> None:
         if size not in SIZES or act not in ACTS:
             raise ConfigError(
@@ -126,9 +127,13 @@ class MobileNetV3Space(SearchSpace):
         self.image_channels = image_channels
         self.kernels = _choices("kernels", kernels, lambda k: k % 2 == 1 and k >= 1)
         self.expansions = _choices("expansions", expansions, lambda e: e >= 1)
-        self.depths = _choices("depths", depths or ((1, 2, 3) if small else (2, 3, 4)), lambda d: d >= 1)
+        self.depths = _choices(
+            "depths", ((1, 2, 3) if small else (2, 3, 4)) if depths is None else depths, lambda d: d >= 1
+        )
         self.resolutions = _choices(
-            "resolutions", resolutions or default_resolutions(image_size, small), lambda r: r >= 8
+            "resolutions",
+            default_resolutions(image_size, small) if resolutions is None else resolutions,
+            lambda r: SMALLEST_IMAGE <= r <= LARGEST_IMAGE,
         )
         architecture, sites = self._describe(scheme, num_classes)
         super().__init__("mbv3", architecture, sites, scheme, image_size=self.resolutions[-1], num_classes=num_classes)
@@ -350,10 +355,13 @@ def default_resolutions(image_size: int, small: bool) -> tuple[int, ...]:
     return (lower, image_size) if lower >= 8 else (image_size,)
 
 
-def _choices(name: str, values: Sequence[int], valid) -> tuple[int, ...]:  # type: ignore[no-untyped-def]
-    if not values or list(values) != sorted(set(values)) or not all(valid(v) for v in values):
+def _choices(name: str, values: Sequence[int] | int, valid: Callable[[int], bool]) -> tuple[int, ...]:
+    values = (values,) if type(values) is int else values
+    sizes = isinstance(values, (list, tuple)) and all(type(v) is int for v in values)
+    if not sizes or not values or list(values) != sorted(set(values)) or not all(valid(v) for v in values):
+        shown = list(values) if isinstance(values, tuple) else values
         raise ConfigError(
-            f"Space mbv3: {name} must be different, ascending and possible sizes; given: {list(values)}. "
+            f"Space mbv3: {name} must be different, ascending and possible sizes; given: {shown!r}. "
             "For example kernels = [3, 5, 7], expansions = [3, 4, 6], depths = [2, 3, 4], resolutions = [128, 160]."
         )
     return tuple(values)

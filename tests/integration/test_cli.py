@@ -13,15 +13,20 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from qnas.cli import main
-from qnas.config import tomllib
+from qnas.config import load_config, merge, tomllib
+from qnas.hookspecs import ComponentSpec, hookimpl
+from qnas.plugins import load_registry
+from qnas.run import Run
 
 QNAS = Path(sys.executable).with_name("qnas")
 TINY = (
@@ -185,9 +190,9 @@ def test_train_then_search_in_the_default_folder(qnas):
 # --- commands on a run -------------------------------------------------------------------------------------------
 
 
-def test_search_with_other_settings_stands_beside_the_first(copied, front):
+def test_search_with_other_settings_stands_beside_the_first(copied, front, qnas):
     arguments = ("search", copied, "--strategy", "random", "--evaluations", "5", "--objective", "accuracy")
-    answer = ok(script(*arguments, "--json", cwd=copied.parent))
+    answer = ok(qnas(*arguments, "--json"))
     assert answer.err == ""
     value = json.loads(answer.out)
     assert (value["search"], value["strategy"], value["evaluations"]) == ("02-random", "random", 5)
@@ -199,6 +204,23 @@ def test_search_with_other_settings_stands_beside_the_first(copied, front):
 def test_search_again_with_the_same_settings_judges_nothing(copied, front, qnas):
     assert json.loads(ok(qnas("search", copied, "--json")).out) == front
     assert not (copied / "searches" / "02-evolution").exists()
+
+
+def test_a_cost_installed_after_judging_can_be_an_objective(copied, monkeypatch):
+    """Judgements that are reused know nothing of it."""
+    module = types.ModuleType("later_cost")
+    module.COST = SimpleNamespace(direction="min", unit="", layer_cost=lambda layer: 2 * layer.macs)
+    monkeypatch.setitem(sys.modules, "later_cost", module)
+
+    @hookimpl
+    def qnas_components():
+        yield ComponentSpec("cost", "later", "later_cost:COST", "Twice the MACs")
+
+    module.qnas_components = qnas_components
+    with Run.open(copied, load_registry([("later:plugin", module)])) as run:
+        settings = merge(run.config.model_dump(exclude_none=True), {"search": {"objectives": ["accuracy", "later"]}})
+        points = run.search(load_config(settings))["points"]
+    assert all(point["metrics"]["later"] == 2 * point["metrics"]["macs"] for point in points)
 
 
 def test_search_under_a_constraint_meets_it(copied, front, qnas):
@@ -334,6 +356,13 @@ MISTAKES = [
     (("run", "--constraint", "bitop<=5"), ["Did you mean 'bitops'?"]),
     (("run", "--space-option", "kernel=3"), ["'kernel'", "Did you mean 'kernels'?"]),
     (("run", "--space-option", "kernels=4,6"), ["kernels", "[4, 6]"]),
+    (("run", "--space-option", "kernels=4"), ["kernels", "given: [4]", "[3, 5, 7]"]),
+    (("run", "--space-option", "kernels=a"), ["kernels", "cannot be 'a'"]),
+    (("run", "--space-option", "depths="), ["depths", "cannot be ''"]),
+    (("run", "--space-option", "resolutions=8,9000"), ["resolutions", "[8, 9000]"]),
+    (("run", "--strategy-option", "population=a"), ["population", "cannot be 'a'", "integer"]),
+    (("run", "--set", "quantization.weight_options.per_channel=7"), ["per_channel", "cannot be 7", "boolean"]),
+    (("run", "--set", "seed=true"), ["seed", "cannot be True"]),
     (("run", "--space-option", "kernels"), ["NAME=VALUE"]),
     (("run", "--strategy-option", "populaton=3"), ["Did you mean 'population'?"]),
     (("run", "--act", "swish"), ["'swish'", "h-swish"]),
@@ -453,11 +482,6 @@ def test_wrong_subnets_are_refused(run, front, qnas, tmp_path):
     file.write_text("w_bits = 4\n")
     refused(qnas("evaluate", run, "--sample", file), "lacks knob")
     refused(qnas("evaluate", run, "--sample", tmp_path / "absent.toml"), "absent.toml", "No such file")
-
-
-def test_a_typo_is_told_by_the_script_itself(tmp_path):
-    refused(script("run", "--quantizer", "lsqq", cwd=tmp_path), "Did you mean 'lsq'?")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_in_use_is_refused(copied, qnas):

@@ -6,7 +6,7 @@ import re
 
 import click
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qnas.cli import options
@@ -76,7 +76,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values=CONFIGS)
 def test_toml_gives_back_an_equal_configuration(values):
     config = load_config(values)
@@ -92,11 +92,12 @@ def test_the_defaults_are_written_out_whole():
     assert written["search.evaluations"] == SearchConfig().evaluations
 
 
-PATHS = st.dictionaries(st.from_regex(r"[a-z]{1,3}", fullmatch=True), st.integers(), min_size=1)
+NAME = st.from_regex(r"[a-z]{1,3}", fullmatch=True)
+LEAVES = st.dictionaries(NAME, st.integers(), min_size=1, max_size=3)
 
 
 @settings(max_examples=50, deadline=None)
-@given(tree=st.recursive(PATHS, lambda inner: st.dictionaries(st.from_regex(r"[a-z]{1,3}", fullmatch=True), inner)))
+@given(tree=st.dictionaries(NAME, LEAVES | st.integers() | st.dictionaries(NAME, LEAVES, max_size=2), max_size=3))
 def test_nested_and_flat_are_inverse(tree):
     paths = flat(tree)
     assert flat(nested(paths)) == paths

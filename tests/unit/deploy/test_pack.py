@@ -62,7 +62,7 @@ ENTRY = {"kind": "linear", "bits": 3, "shape": [2, 3, 1, 1], "stride": 1, "group
 
 
 def write(path: Path, tensors, entry=ENTRY, **metadata):
-    save_file(tensors, path, {"format": FORMAT, "layers": json.dumps({"fc": entry}), **metadata})
+    save_file(tensors, path, {FORMAT: json.dumps({"layers": {"fc": entry}, **metadata})})
     return path
 
 
@@ -108,5 +108,5 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(StoreError, match="cannot be read"):
         read_packed(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(StoreError, match="format"):
+    with pytest.raises(StoreError, match="no packed model"):
         read_packed(path)
