@@ -100,8 +100,12 @@ class Run:
             ConfigError: compiled kernels are asked for where there is no compiler.
         """
         config = self.config
+        size = int(self.data.train.images.shape[-1])
+        if config.data.image_size is None:
+            data = config.data.model_copy(update={"image_size": size})
+            config = config.model_copy(update={"data": data})
         if config.threads is None:
-            config = config.model_copy(update={"threads": default_threads(self.data.train.images.shape[-1])})
+            config = config.model_copy(update={"threads": default_threads(size)})
         names = sorted({config.quantization.weight_quantizer, config.quantization.act_quantizer})
         works = any(self.registry.load("quantizer", name).can_compile() for name in names)
         if config.compile is None:

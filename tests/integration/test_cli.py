@@ -31,18 +31,9 @@ from qnas.run import Run
 QNAS = Path(sys.executable).with_name("qnas")
 TINY = (
     *("--float-epochs", "1", "--epochs", "1", "--batch-size", "128", "--set", "train.num_subnets=3"),
-    *(
-        "--space-option",
-        "depths=1,2",
-        "--space-option",
-        "kernels=[3]",
-        "--bits-granularity",
-        "network",
-        "--no-se",
-        "--act",
-        "relu",
-    ),
-    *("--evaluations", "8", "--strategy-option", "population=4", "--threads", "1"),
+    *("--space-option", "depths=1,2", "--space-option", "kernels=3", "--no-se", "--act", "relu"),
+    *("--bits-granularity", "network", "--threads", "1"),
+    *("--evaluations", "8", "--strategy-option", "population=4"),
 )
 PROGRESS = re.compile(r"(?m)^\[ *\d+\.\d s\] ")
 
