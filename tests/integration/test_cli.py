@@ -149,7 +149,7 @@ def test_progress_goes_to_standard_error_line_by_line(finished):
 
 def test_the_run_says_what_it_was_made_with(run):
     config = tomllib.loads((run / "config.toml").read_text())
-    assert config["space"]["options"] == {"depths": [1, 2], "kernels": [3], "se": False, "act": "relu"}
+    assert config["space"]["options"] == {"depths": [1, 2], "kernels": 3, "se": False, "act": "relu"}
     assert (config["threads"], config["search"]["evaluations"]) == (1, 8)
     environment = json.loads((run / "environment.json").read_text())
     assert environment["command"].startswith("qnas run --out run --float-epochs 1")
@@ -476,7 +476,7 @@ def test_wrong_subnets_are_refused(run, front, qnas, tmp_path):
     sample = front["points"][0]["sample"]
     for change, parts in (
         ({"w_bit": 4}, ["'w_bit'", "Did you mean 'w_bits'?"]),
-        ({"w_bits": 7}, ["'w_bits'", "7", "[3, 4]"]),
+        ({"w_bits": 7}, ["'w_bits'", "7", "[2, 3, 4]"]),
     ):
         file.write_text("\n".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in {**sample, **change}.items()))
         refused(qnas("evaluate", run, "--sample", file), *parts)
