@@ -39,7 +39,7 @@ class ResidualBlock(torch.nn.Module):
         self.skip = width_in == width
         self.add = context.site(f"{name}.add", width, signed=False, relu=True)
 
-    def activate(self, specs, values) -> None:
+    def activate(self, active) -> None:
         pass
 
     def forward(self, x):

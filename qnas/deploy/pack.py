@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qnas.deploy.integers import CodeGrid, integer_layer
-from qnas.deploy.trace import Trace, float_sites, squeeze_excite_sites, squeeze_excite_weights, trace
+from qnas.deploy.trace import Trace, squeeze_excite_weights, trace
 from qnas.errors import ExportError, StoreError
 from qnas.files import write_bytes
 from qnas.layers import FLOAT_BITS, LayerSpec
@@ -104,7 +104,6 @@ class _Packer:
     def __init__(self, subnet: Subnet, steps: Trace) -> None:
         self.specs = {spec.name: spec for spec in subnet.layers}
         self.steps = steps
-        self.float_sites = float_sites(subnet)
         self.tensors: dict[str, Tensor] = {}
         self.layers: dict[str, dict[str, Any]] = {}
 
@@ -115,9 +114,8 @@ class _Packer:
             if isinstance(module, SubnetLayer):
                 self._layer(module, self.steps.input_grid(step))
             elif isinstance(module, FloatSqueezeExcite):
-                sites = squeeze_excite_sites(module, self.float_sites)
-                for spec, (weight, bias) in zip(sites, squeeze_excite_weights(module), strict=True):
-                    self._float(spec, weight, bias)
+                for part, (weight, bias) in zip(("reduce", "expand"), squeeze_excite_weights(module), strict=True):
+                    self._float(self.specs[f"{module.name}.{part}"], weight, bias)
             elif isinstance(module, GridQuantize) and self._kind(step.name) == "quantize":
                 grid = self.steps.grids[step.output]
                 assert grid is not None

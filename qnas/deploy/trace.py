@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
-from qnas.layers import LayerSpec
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
 from qnas.nn.subnet import Subnet, SubnetLayer
 
@@ -148,7 +147,6 @@ class _Builder:
         self.subnet = subnet
         self.values: dict[fx.Node, str] = {}
         self.names: dict[str, str] = {}  # of the step that made a value
-        self.float_sites = float_sites(subnet)
 
     def build(self, graph: fx.Graph) -> Trace:
         images = [node for node in graph.nodes if node.op == "placeholder"]
@@ -192,7 +190,7 @@ class _Builder:
         if isinstance(module, (GridQuantize, nn.ReLU)):
             return self._activation(module, x, node.name)
         if isinstance(module, FloatSqueezeExcite):
-            name = squeeze_excite_sites(module, self.float_sites)[0].name.rpartition(".")[0]
+            name = module.name
             return self._step("squeeze-excite", name, (x,), node.name, module)
         if isinstance(module, HardSwish):
             return self._step("h-swish", f"{self._site(x)}.h-swish", (x,), node.name, module)
@@ -217,28 +215,6 @@ class _Builder:
             x = self._activation(layer.input, x, f"{node}.input")
         x = self._step("linear" if layer.spec.kind == "linear" else "conv", layer.spec.name, (x,), node, layer)
         return x if layer.output is None else self._activation(layer.output, x, f"{node}.output")
-
-
-def float_sites(subnet: Subnet) -> list[LayerSpec]:
-    """Return the described layers with weights that are no :class:`SubnetLayer`: those of squeeze-excite."""
-    own = {layer.spec.name for layer in subnet.subnet_layers()}
-    return [spec for spec in subnet.layers if spec.kind != "quantize" and spec.name not in own]
-
-
-def squeeze_excite_sites(module: FloatSqueezeExcite, sites: list[LayerSpec]) -> list[LayerSpec]:
-    """Take the descriptions of the two layers of ``module``, which has no name, from the front of ``sites``.
-
-    Raises:
-        ExportError: the description and the module do not fit.
-    """
-    found, sites[:] = sites[:2], sites[2:]
-    (first, _), (second, _) = squeeze_excite_weights(module)
-    if [(spec.out_channels, spec.in_channels) for spec in found] != [tuple(w.shape[:2]) for w in (first, second)]:
-        raise ExportError(
-            f"A squeeze-excite of shape {list(first.shape[:2])} stands where the space describes "
-            f"{[spec.name for spec in found]}. Its two layers must be described in the order of the data's way."
-        )
-    return found
 
 
 def squeeze_excite_weights(module: FloatSqueezeExcite) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

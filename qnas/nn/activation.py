@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qnas.errors import ExportError
 from qnas.layers import LayerSpec
+from qnas.nn.active import ActiveSubnet
 from qnas.nn.grid import AffineGrid, Grid
 from qnas.nn.quantizer import Quantizer, QuantizerSite, SiteContext
 
@@ -43,10 +44,10 @@ class ActivationSite(nn.Module):
         self.spec: LayerSpec | None = None
         self.values: Mapping[str, Value] = {}
 
-    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+    def activate(self, active: ActiveSubnet) -> None:
         """Take up the active subnet's description of this site."""
-        self.spec = specs.get(self.name)
-        self.values = values.get(self.name, {})
+        self.spec = active.layers.get(self.name)
+        self.values = active.values.get(self.name, {})
 
     @property
     def active(self) -> bool:
@@ -173,9 +174,9 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
         self.spec: LayerSpec | None = None
 
-    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+    def activate(self, active: ActiveSubnet) -> None:
         """Take up the active subnet's channels."""
-        self.spec = specs.get(f"{self.name}.reduce")
+        self.spec = active.layers.get(f"{self.name}.reduce")
 
     def _active(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         assert self.spec is not None, f"{self.name} is not active"
@@ -191,17 +192,18 @@ class SqueezeExcite(nn.Module):
 
     def extract(self) -> FloatSqueezeExcite:
         """Return the static twin for the active channels."""
-        return FloatSqueezeExcite(*self._active())
+        return FloatSqueezeExcite(self.name, *self._active())
 
 
 class FloatSqueezeExcite(nn.Module):
-    """The static twin of :class:`SqueezeExcite`."""
+    """The static twin of :class:`SqueezeExcite`; ``name`` is the prefix of its two sites."""
 
-    def __init__(self, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> None:
+    def __init__(self, name: str, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> None:
         super().__init__()
-        for name, value in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+        self.name = name
+        for part, value in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
             assert value is not None
-            self.register_buffer(name, value.detach().clone())
+            self.register_buffer(part, value.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each channel of ``[N, C, H, W]`` by a factor in [0, 1]."""

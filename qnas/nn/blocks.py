@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from qnas.layers import LayerSpec
 from qnas.nn.activation import HardSwish, SqueezeExcite
+from qnas.nn.active import ActiveSubnet
 from qnas.nn.subnet import Residual
 
 if TYPE_CHECKING:
     from qnas.nn.supernet import BuildContext
-    from qnas.space import Value
 
 
 class InvertedResidual(nn.Module):
@@ -90,7 +89,7 @@ class InvertedResidual(nn.Module):
         residual = stride == 1 and in_channels == out_channels
         self.add = context.site(f"{name}.add", out_channels, signed=True) if residual else None
 
-    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+    def activate(self, active: ActiveSubnet) -> None:
         """Do nothing: the layers inside take up their own descriptions."""
 
     @property

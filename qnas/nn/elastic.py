@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
 from qnas.nn.activation import ActivationSite
+from qnas.nn.active import ActiveSubnet
 from qnas.nn.batchnorm import ElasticBatchNorm
 from qnas.nn.conv import convolve
 from qnas.nn.folding import FoldingPolicy, NoFolding
@@ -18,7 +19,7 @@ from qnas.nn.quantizer import Quantizer, SiteContext
 
 if TYPE_CHECKING:
     from qnas.nn.subnet import SubnetLayer
-    from qnas.space import Value
+    from qnas.space import Knob, Value
 
 
 class ElasticConv(nn.Module):
@@ -38,6 +39,7 @@ class ElasticConv(nn.Module):
         linear: a fully connected layer: flattens its input, has a bias and no batch normalisation.
         norm: whether batch normalisation follows.
         folding: policy for it in training.
+        bank_knob: any knob of the space, each of whose choices has a batch normalisation of its own.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ElasticConv(nn.Module):
         linear: bool = False,
         norm: bool = True,
         folding: FoldingPolicy | None = None,
+        bank_knob: Knob | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -75,7 +78,9 @@ class ElasticConv(nn.Module):
             nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
             if depthwise:  # fan_out counts one group's channels
                 nn.init.normal_(self.weight, 0.0, (2.0 / largest**2) ** 0.5)
-        self.bn = ElasticBatchNorm(out_channels) if norm and not linear else None
+        banks = [""] if bank_knob is None else [str(choice) for choice in bank_knob.choices]
+        self.bn = ElasticBatchNorm(out_channels, banks) if norm and not linear else None
+        self.bank_knob = bank_knob
         self.weight_quantizer = weight_quantizer
         self.input = input_site
         self.output = output_site
@@ -84,10 +89,12 @@ class ElasticConv(nn.Module):
         self.spec: LayerSpec | None = None
         self.values: Mapping[str, Value] = {}
 
-    def activate(self, specs: Mapping[str, LayerSpec], values: Mapping[str, Mapping[str, Value]]) -> None:
+    def activate(self, active: ActiveSubnet) -> None:
         """Take up the active subnet's description of this layer."""
-        self.spec = specs.get(self.name)
-        self.values = values.get(self.name, {})
+        self.spec = active.layers.get(self.name)
+        self.values = active.values.get(self.name, {})
+        if self.bn is not None and self.bank_knob is not None and self.spec is not None:
+            self.bn.select(str(active.sample[self.bank_knob.label]))
 
     @property
     def active(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
 from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish
+from qnas.nn.active import ActiveSubnet
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.grid import AffineGrid
@@ -72,6 +73,7 @@ class BuildContext:
         image: bool = False,
         output: bool = False,
         output_relu: bool = False,
+        bank: str | None = None,
         **options: Any,
     ) -> ElasticConv:
         """Return an elastic layer with quantizers at its weights, its input and, if asked, its output.
@@ -84,8 +86,11 @@ class BuildContext:
             image: the input is the image.
             output: put the output on a grid of ``edge_bits``.
             output_relu: a ReLU before the output's quantizer.
+            bank: label of the knob whose choices have a batch normalisation each.
             **options: of :class:`ElasticConv`.
         """
+        if bank is not None:
+            options["bank_knob"] = self.space.knobs[self.space.position[bank]]
         w_bits, _ = self.space.bit_choices(self._sites[name])
         weights = self.weight_quantizer(QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile))
         if image:
@@ -123,10 +128,13 @@ class Supernet(nn.Module):
         """Make ``sample`` the active subnet: one description drives computation and costs alike."""
         self.sample = dict(sample)
         self.layers = self.space.layers(sample)
-        specs = {layer.name: layer for layer in self.layers}
-        values = {layer.name: self.space.site_values(layer.name, sample) for layer in self.layers}
+        active = ActiveSubnet(
+            self.sample,
+            {layer.name: layer for layer in self.layers},
+            {layer.name: self.space.site_values(layer.name, sample) for layer in self.layers},
+        )
         for module in self._elastic:
-            module.activate(specs, values)
+            module.activate(active)
 
     def set_mode(self, mode: str) -> None:
         """Set all sites to ``float``, ``start`` (quantizers start from the data that passes) or ``quantize``."""

@@ -173,3 +173,34 @@ def test_layers_stay_in_float_where_the_supernet_is(make_space, make_supernet):
     space = make_space()
     subnet = make_supernet(space, mode="float").extract(space.lowest())
     assert all(isinstance(m, SubnetLayer) and m.grid is None for m in subnet.subnet_layers())
+
+
+def test_any_knob_may_key_a_bank(make_supernet):
+    """A bit-width's own batch normalisation: trained apart, extracted with its bank."""
+    from qnas.nn.supernet import BuildContext
+    from qnas.testing.parts import ToySpace
+
+    class Banked(ToySpace):
+        def build(self, context: BuildContext):
+            conv = context.conv
+
+            def banked(name, *sizes, **options):
+                return conv(name, *sizes, bank="middle.w_bits" if name == "middle" else None, **options)
+
+            context.conv = banked
+            return super().build(context)
+
+    space = Banked()
+    supernet = make_supernet(space)
+    layer = next(m for m in supernet.modules() if getattr(m, "name", "") == "middle")
+    with torch.no_grad():
+        layer.bn.weights[0].fill_(2.0)
+        layer.bn.weights[1].fill_(3.0)
+    for bits, gamma in ((2, 2.0), (4, 3.0)):
+        sample = {**space.highest(), "middle.w_bits": bits}
+        supernet.zero_grad()
+        supernet.activate(sample)
+        supernet(random_images(4, 8)).sum().backward()
+        assert [w.grad is not None for w in layer.bn.weights] == [bits == 2, bits == 4]
+        twin = next(m for m in supernet.extract(sample).subnet_layers() if m.spec.name == "middle")
+        assert (twin.bn.weight == gamma).all()
