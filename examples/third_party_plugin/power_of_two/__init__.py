@@ -1,0 +1,1 @@
+"""A quantizer for qnas whose steps are powers of two."""
