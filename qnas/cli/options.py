@@ -30,6 +30,25 @@ class IntList(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             self.fail(f"{value!r} is not a list of whole numbers such as 2,3,4", param, ctx)
 
 
+class SettingOption(click.Option):
+    """A flag that stands for a setting; its help names the setting and, looked up when shown, the default."""
+
+    def __init__(self, *args: Any, setting: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.setting = setting
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the flag and its help."""
+        from qnas.config import RunConfig, flat
+
+        record = super().get_help_record(ctx)
+        default = flat(RunConfig().model_dump(mode="json", exclude_none=True)).get(self.setting)
+        if record is None:
+            return None
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        return record[0], f"{record[1]} [{self.setting}{'' if shown in (None, '') else f' = {shown}'}]"
+
+
 INT_LIST = IntList()
 MODEL = "model"
 TRAINING = "training"
@@ -128,9 +147,7 @@ def config_options(*groups: str) -> Callable[[F], F]:
         found: list[Callable[[F], F]] = []
         for name, (paths, group, flags, options) in _FLAGS.items():
             if group in groups:
-                shown = {"default": None, **options}
-                shown["help"] = f"{options['help']} [{paths[0]}]"
-                found.append(click.option(*flags, name, **shown))
+                found.append(click.option(*flags, name, cls=SettingOption, setting=paths[0], default=None, **options))
         for name, (_, group, flag, text) in _LISTS.items():
             if group in groups:
                 found.append(click.option(flag, name, multiple=True, metavar="NAME=VALUE", help=text))
