@@ -97,7 +97,7 @@ def main() -> None:
             "floor": floor(judge, sample, "quantize"),
             "float_floor": floor(judge, sample, "float"),
         }
-        times = interleave(functions, 3 if args.quick or "large" in name else 15, warmup=1)
+        times = interleave(functions, 3 if args.quick else 5 if "large" in name else 25, warmup=1)
         result[name] = {
             "over_floor": ratio(times, "judge", "floor"),
             "over_float_floor": ratio(times, "judge", "float_floor"),
