@@ -106,7 +106,7 @@ def trainer(registry: Registry, space: SearchSpace, channels: int, size: int, ba
         supernet,
         TrainBatches(Split(images, labels), pixels, Augmentation(), batch, 0),
         registry.load("sampler", "sandwich")(),
-        registry.load("supervision", "inplace-distillation")(),
+        registry.load("supervision", "inplace-distillation")(registry.load("task", "classification")()),
         (Stage("quantized", 1, 1e-3, True),),
         TrainSettings(),
     )

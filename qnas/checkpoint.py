@@ -38,14 +38,14 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
 
 def read_progress(path: Path) -> Progress:
     """Return only where training stood."""
-    return Progress(**_read(path, tensors=False)[1]["progress"])
+    return _progress(_read(path, tensors=False)[1], path)
 
 
 def load_checkpoint(trainer: Trainer, path: Path) -> None:
     """Put a trainer where a checkpoint was written."""
     tensors, meta = _read(path)
     _load_weights(trainer.supernet, tensors, path)
-    trainer.progress = Progress(**meta["progress"])
+    trainer.progress = _progress(meta, path)
     trainer.supervision.load_state_dict(_part(tensors, "supervision."))
     trainer.optimizer = None
     if meta["optimizer"]:
@@ -65,6 +65,13 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
 def load_weights(supernet: Supernet, path: Path) -> None:
     """Load only the supernet's weights from a checkpoint."""
     _load_weights(supernet, _read(path)[0], path)
+
+
+def _progress(meta: dict[str, Any], path: Path) -> Progress:
+    try:
+        return Progress(**meta["progress"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"The checkpoint {path} says nothing usable of its progress: {error}. Delete it.") from error
 
 
 def _load_weights(supernet: Supernet, tensors: dict[str, Tensor], path: Path) -> None:

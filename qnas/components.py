@@ -151,8 +151,19 @@ def build_trainer(registry: Registry, config: RunConfig, supernet: Supernet, dat
     return Trainer(
         supernet,
         TrainBatches(data.train, data.pixels, data.augmentation, train.batch_size, config.seed),
-        registry.load("sampler", train.sampler)(),
-        registry.load("supervision", train.supervision)(),
+        make(
+            registry.load("sampler", train.sampler),
+            f"sampler {train.sampler!r}",
+            "train.sampler_options",
+            train.sampler_options,
+        ),
+        make(
+            registry.load("supervision", train.supervision),
+            f"supervision {train.supervision!r}",
+            "train.supervision_options",
+            train.supervision_options,
+            registry.load("task", config.task)(),
+        ),
         tuple(Stage(s.name, s.epochs, s.lr, s.quantize) for s in train.all_stages()),
         TrainSettings(
             num_subnets=train.num_subnets,
@@ -182,7 +193,15 @@ def build_evaluator(registry: Registry, config: RunConfig, supernet: Supernet, d
         supernet,
         data,
         registry.load("task", config.task)(),
-        [registry.load("calibrator", name)() for name in evaluation.calibrators],
+        [
+            make(
+                registry.load("calibrator", name),
+                f"calibrator {name!r}",
+                f"evaluation.options.{name}",
+                evaluation.options.get(name, {}),
+            )
+            for name in evaluation.calibrators
+        ],
         cost_models(registry),
         EvaluatorSettings(
             calibration_images=evaluation.calibration_images,
@@ -191,6 +210,7 @@ def build_evaluator(registry: Registry, config: RunConfig, supernet: Supernet, d
             precision=config.precision,
             stage=stage,
             seed=config.seed,
+            scheme=config.quantization.model_dump_json(),
         ),
     )
 

@@ -73,6 +73,8 @@ class TrainConfig(_Section):
 
     sampler: str = "sandwich"
     supervision: str = "inplace-distillation"
+    sampler_options: dict[str, Any] = {}
+    supervision_options: dict[str, Any] = {}
     num_subnets: int = Field(default=4, ge=1, description="subnets a step")
     batch_size: int = Field(default=64, ge=2)
     float_epochs: int = Field(default=6, ge=0)
@@ -111,6 +113,7 @@ class EvaluationConfig(_Section):
     """How a subnet is judged."""
 
     calibrators: tuple[str, ...] = ("bn",)
+    options: dict[str, dict[str, Any]] = Field(default={}, description="of calibrators, by name")
     calibration_images: int = Field(default=500, ge=2)
     calibration_batch: int = Field(default=100, ge=2)
     batch_size: int = Field(default=256, ge=1)

@@ -16,6 +16,7 @@ from qnas.space import Indices
 
 _PATTERN = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE_]+)\s*$")
 PROBES = 2000  # random samples from which the search for a feasible one starts
+DESCENTS = 40  # of the probes that come nearest
 ATTEMPTS = 20  # rounds of rejection before samples are repaired instead
 
 
@@ -102,12 +103,15 @@ class FeasibleSet:
     def repair(self, indices: Indices, rng: np.random.Generator) -> Indices:
         """Return the samples made feasible: knobs of a feasible sample are taken over, one by one, until they are."""
         rows = indices.copy()
-        for row in np.flatnonzero(self.violation(rows) > 0):
-            order = rng.permutation(rows.shape[1])
-            for column in order:
-                rows[row, column] = self._anchor[column]
-                if self.violation(rows[row : row + 1])[0] == 0:
-                    break
+        wrong = np.flatnonzero(self.violation(rows) > 0)
+        orders = rng.permuted(np.tile(np.arange(rows.shape[1]), (len(wrong), 1)), axis=1)
+        for step in range(rows.shape[1]):
+            if not len(wrong):
+                break
+            columns = orders[:, step]
+            rows[wrong, columns] = self._anchor[columns]
+            left = self.violation(rows[wrong]) > 0
+            wrong, orders = wrong[left], orders[left]
         return rows
 
     def _find_anchor(self, seed: int) -> Indices:
@@ -116,14 +120,13 @@ class FeasibleSet:
         start = np.concatenate([np.zeros((1, len(sizes)), np.int64), (sizes - 1)[None], self.space.draw(rng, PROBES)])
         violations = self.violation(start)
         best, least = start[0], np.inf
-        for row in start[np.argsort(violations, kind="stable")[:8]]:
+        for row in start[np.argsort(violations, kind="stable")[:DESCENTS]]:
             descended, violation = self._descend(row.copy(), sizes)
             if violation < least:
                 best, least = descended, violation
             if least == 0:
                 return np.asarray(best)
-        self._refuse(best)
-        raise AssertionError("unreachable")
+        raise self._refusal(best)
 
     def _descend(self, row: Indices, sizes: Indices) -> tuple[Indices, float]:
         """Lower the violation one knob at a time, until no knob helps."""
@@ -143,11 +146,13 @@ class FeasibleSet:
             row, least = candidates[choice], float(violations[choice])
         return row, least
 
-    def _refuse(self, nearest: Indices) -> None:
+    def _refusal(self, nearest: Indices) -> ConstraintError:
         costs = self.table.costs(nearest[None], sorted({c.name for c in self.constraints}))
         wanted = ", ".join(str(c) for c in self.constraints)
         reached = ", ".join(f"{name}={int(value[0]):,}" for name, value in costs.items())
-        raise ConstraintError(
-            f"No subnet of space {self.space.name!r} meets {wanted}. The closest one has {reached}. "
+        # One limit on a cost that grows with every knob is decided by descent; a window between two is only searched.
+        said = "No subnet" if len(self.constraints) == 1 else f"None of {PROBES + DESCENTS} probed and improved subnets"
+        return ConstraintError(
+            f"{said} of space {self.space.name!r} meets {wanted}. The closest one has {reached}. "
             "Loosen the constraint, or widen the space (--w-bits, --a-bits, --space-option)."
         )

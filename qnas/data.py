@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -155,6 +157,16 @@ class Data:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all images, labels and the pixel grid (hexadecimal)."""
+        digest = hashlib.sha256(repr((self.class_names, self.pixels)).encode())
+        for part in (self.train, self.search, self.test):
+            for tensor in (part.images, part.labels):
+                digest.update(repr(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def split(self, name: str) -> Split:
         """Return a split by name."""

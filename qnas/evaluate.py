@@ -20,6 +20,8 @@ from qnas.nn.supernet import Supernet
 from qnas.protocols import Calibrator, CostModel, Task
 from qnas.space import Value
 
+MEASUREMENT = 1  # raised whenever judging changes what it measures
+
 
 @dataclass(frozen=True)
 class EvaluatorSettings:
@@ -31,6 +33,7 @@ class EvaluatorSettings:
         batch_size: of the measurement; changes nothing but speed.
         precision: of the computation.
         stage: the training stage whose weights are judged.
+        scheme: quantizers, their options and folding, as text.
     """
 
     calibration_images: int = 500
@@ -39,6 +42,7 @@ class EvaluatorSettings:
     precision: str = "float32"
     stage: str = ""
     seed: int = 0
+    scheme: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class Evaluator:
         """Return the name of a measurement: equal names, equal results."""
         settings = self.settings
         parts = {
+            "measurement": MEASUREMENT,
+            "task": type(self.task).__qualname__,
+            "data": self.data.digest,
+            "scheme": settings.scheme,
             "config": self.supernet.space.key(sample),
             "supernet": self.digest(),
             "stage": settings.stage,

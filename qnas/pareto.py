@@ -77,15 +77,10 @@ def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tria
     Ties are broken by key, so that the front does not depend on the order of the trials.
     """
     met = sorted((t for t in trials if t.violation == 0), key=lambda t: t.key)
-    if not met:
-        return []
     values = objective_values(met, objectives)
-    keep = ranks(values, np.zeros(len(met))) == 0
-    seen: set[tuple[float, ...]] = set()
-    chosen = []
-    for i in np.flatnonzero(keep):
-        row = tuple(values[i])
-        if row not in seen:
-            seen.add(row)
-            chosen.append((row, met[i]))
-    return [trial for _, trial in sorted(chosen, key=lambda pair: (pair[0], pair[1].key))]
+    rows = sorted((tuple(row), i) for i, row in enumerate(values))
+    kept: list[tuple[tuple[float, ...], Trial]] = []
+    for row, i in rows:  # in lexicographic order a row can only be dominated by, or equal to, an earlier one
+        if not any(all(a <= b for a, b in zip(other, row, strict=True)) for other, _ in kept):
+            kept.append((row, met[i]))
+    return [trial for _, trial in kept]

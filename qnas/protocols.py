@@ -40,10 +40,14 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Supervision(Protocol):
-    """What the subnets of a training step should answer. One object a run; its state is checkpointed."""
+    """What the subnets of a training step should answer. One object a run; its state is checkpointed.
 
-    def begin_step(self, labels: Tensor) -> None:
-        """Start a step. ``labels``: ``[N]`` class indices."""
+    The constructor takes the :class:`Task`, whose loss serves for hard labels, and the options of
+    ``[train.supervision_options]`` as keywords.
+    """
+
+    def begin_step(self, images: Tensor, labels: Tensor) -> None:
+        """Start a step. ``images``: ``[N, C, S, S]`` normalised, as a teacher needs them; ``labels``: ``[N]``."""
 
     def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the step's subnet number ``position`` (in the sampler's order), ``[]``."""

@@ -31,6 +31,7 @@ from qnas.space import Sample, SearchSpace
 from qnas.store import CONFIG, RunDirectory
 from qnas.train import Progress, Trainer
 
+DATA = "data.json"
 PHASES = ("train", "search", "export", "verify", "report")
 _PACKAGES = ("qnas", "torch", "numpy", "onnx", "onnxruntime", "scikit-learn", "safetensors")
 
@@ -60,6 +61,7 @@ class Run:
         config = probe.config
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
+        write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
         write_text(path / CONFIG, config.to_toml())
         run = cls(store, config, registry, recorder)
         for name in ("data", "space"):  # already built for the check
@@ -77,7 +79,6 @@ class Run:
         try:
             config = load_config(read_toml(path / CONFIG))
             run = cls(store, config, registry, recorder)
-            run.resolve_machine()
         except BaseException:
             store.close()
             raise
@@ -106,12 +107,16 @@ class Run:
             config = config.model_copy(update={"data": data})
         if config.threads is None:
             config = config.model_copy(update={"threads": default_threads(size)})
-        names = sorted({config.quantization.weight_quantizer, config.quantization.act_quantizer})
-        works = any(self.registry.load("quantizer", name).can_compile() for name in names)
         if config.compile is None:
+            names = {config.quantization.weight_quantizer, config.quantization.act_quantizer}
+            works = any(self.registry.load("quantizer", name).can_compile() for name in names)
             config = config.model_copy(update={"compile": works})
         self.config = config
-        if config.compile and not works:
+        self._check_compiler()
+
+    def _check_compiler(self) -> None:
+        names = sorted({self.config.quantization.weight_quantizer, self.config.quantization.act_quantizer})
+        if self.config.compile and not any(self.registry.load("quantizer", n).can_compile() for n in names):
             raise ConfigError(
                 f"compile is true, but quantizers {', '.join(names)} have no compiled kernel that works on this "
                 "machine. Install a C compiler (cc), or set compile to false (about a third slower, and the last bits "
@@ -160,8 +165,19 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
-        """The three splits."""
-        return components.load_data(self.registry, self.config)
+        """The three splits.
+
+        Raises:
+            StoreError: the images are not those that the run was made with.
+        """
+        data = components.load_data(self.registry, self.config)
+        made_with = self.store.read_json(self.store.path / DATA) if hasattr(self, "store") else None
+        if made_with is not None and made_with["digest"] != data.digest:
+            raise StoreError(
+                f"Data set {data.name!r} is not what the run in {self.store.path} was made with: its images, labels or "
+                "their order changed. Restore them, or start a new run."
+            )
+        return data
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -227,6 +243,7 @@ class Run:
         stages = self.config.train.all_stages()
         if self.progress().stage >= len(stages):
             return self.progress()
+        self._check_compiler()
         with self.phase("train"):
             supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
             trainer = components.build_trainer(self.registry, self.config, supernet, self.data, self.recorder)
@@ -269,7 +286,9 @@ class Run:
 
     def fronts(self) -> list[dict[str, Any]]:
         """Return every finished search's front, oldest first."""
-        paths = sorted((self.store.path / "searches").glob("*/front.json"))
+        paths = sorted(
+            (self.store.path / "searches").glob("*/front.json"), key=lambda path: int(path.parent.name.split("-")[0])
+        )
         return [self.store.read_json(path) for path in paths]
 
     def evaluate(self, sample: Sample, split: str) -> Evaluation:
@@ -351,6 +370,7 @@ class Run:
         key = self.space.key(sample)
         folder = self.store.export_directory(key)
         with self.phase("export"):
+            (folder / "verify.json").unlink(missing_ok=True)  # it speaks of the model that is replaced now
             subnet = self.subnet(sample)
             names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
             names["qnas.classes"] = json.dumps(self.data.class_names)
@@ -367,7 +387,6 @@ class Run:
                 "device": self.config.deploy_device,
                 "float_islands": [asdict(island) for island in summary.islands],
             }
-            (folder / "verify.json").unlink(missing_ok=True)
             write_json(folder / "export.json", value)
         return value
 

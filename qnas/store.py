@@ -4,6 +4,7 @@
 RUN/
   config.toml            the resolved configuration
   environment.json       versions and machine, as the run was made
+  data.json              digest of the images that the run was made with
   trials.sqlite          evaluations, trials and the state of every search
   stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress
   searches/NN-name/      front.json
@@ -19,6 +20,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ from qnas.files import PARTIAL, write_json
 from qnas.protocols import State, Trial
 
 CONFIG = "config.toml"
+_SEARCH_NAME = re.compile(r"[0-9]{2,}-[A-Za-z0-9_.-]+")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluations (
     cache_key TEXT PRIMARY KEY, config_key TEXT NOT NULL, split TEXT NOT NULL,
@@ -78,7 +81,8 @@ class RunDirectory:
             )
         self._lock = self._acquire()
         for leftover in path.rglob(f"*{PARTIAL}"):
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
         self._database: sqlite3.Connection | None = None
 
     def _acquire(self) -> int:
@@ -119,7 +123,9 @@ class RunDirectory:
         return self.path / "stages" / f"{number:02d}-{name}" / "checkpoint.safetensors"
 
     def search_directory(self, search: str) -> Path:
-        """Return the folder of a search."""
+        """Return the folder of a search; its name may come from a file, so it must be a plain one."""
+        if not _SEARCH_NAME.fullmatch(search):
+            raise StoreError(f"{self.path} names a search {search!r}, which is no name. The run was tampered with.")
         return self.path / "searches" / search
 
     def export_directory(self, key: str) -> Path:
@@ -150,6 +156,7 @@ class RunDirectory:
         if self._database is None:
             try:
                 self._database = sqlite3.connect(self.path / "trials.sqlite", isolation_level=None)
+                self._database.execute("PRAGMA trusted_schema = OFF")
                 self._database.executescript(_SCHEMA)
             except sqlite3.DatabaseError as error:
                 raise StoreError(
@@ -200,15 +207,15 @@ class RunDirectory:
     def trials(self, search: str | None = None) -> list[tuple[str, int, Trial]]:
         """Return ``(search, number, trial)`` in order."""
         rows = self.database.execute(
-            "SELECT search, number, config_key, sample, metrics, violation FROM trials "
-            "WHERE ? IS NULL OR search = ? ORDER BY search, number",
+            "SELECT search, number, config_key, sample, metrics, violation FROM trials JOIN searches USING (search) "
+            "WHERE ? IS NULL OR search = ? ORDER BY searches.rowid, number",
             (search, search),
         ).fetchall()
         return [(r[0], r[1], Trial(r[2], json.loads(r[3]), json.loads(r[4]), r[5])) for r in rows]
 
     def searches(self) -> list[str]:
         """Return the names of all searches, in the order in which they were begun."""
-        return [row[0] for row in self.database.execute("SELECT search FROM searches ORDER BY search")]
+        return [row[0] for row in self.database.execute("SELECT search FROM searches ORDER BY rowid")]
 
     def open_search(self, name: str, settings: Mapping[str, Any]) -> tuple[str, State | None]:
         """Return the search with these settings and its state, begun anew if there is none.
@@ -217,7 +224,7 @@ class RunDirectory:
             Its full name, ``NN-name``, and the state to take up; ``None`` for a new search.
         """
         wanted = _text(settings)
-        rows = self.database.execute("SELECT search, settings, state FROM searches ORDER BY search").fetchall()
+        rows = self.database.execute("SELECT search, settings, state FROM searches ORDER BY rowid").fetchall()
         for search, stored, state in rows:
             if stored == wanted:
                 return search, json.loads(state) or None
@@ -239,7 +246,8 @@ def _is_free(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
-    left = {"lock", "environment.json", "environment.json" + PARTIAL, CONFIG + PARTIAL}
+    early = ("environment.json", "data.json")  # written before the configuration
+    left = {"lock", *early, *(name + PARTIAL for name in (*early, CONFIG))}
     return not names or ("lock" in names and names <= left)
 
 

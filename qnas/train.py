@@ -218,7 +218,7 @@ class Trainer:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         samples = self.sampler.draw(space, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
-        self.supervision.begin_step(labels)
+        self.supervision.begin_step(images, labels)
         sized = {images.shape[-1]: images}
         losses = []
         for position, sample in enumerate(samples):
@@ -227,7 +227,7 @@ class Trainer:
                 sized[size] = resize(images, size).contiguous(memory_format=torch.channels_last)
             self.supernet.activate(sample)
             loss = self.supervision.loss(position, self.supernet(sized[size]), labels)
-            penalty = self._penalty()
+            penalty = self.supernet.penalty()
             self._check(float(loss.detach()), "loss", sample, epoch, step)
             (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
             losses.append(float(loss.detach()))
@@ -247,10 +247,6 @@ class Trainer:
         }
         self.recorder.record("step", values)
         return losses, norm
-
-    def _penalty(self) -> Tensor | None:
-        penalties = [p for p in (q.penalty() for q in self.supernet.quantizers()) if p is not None]
-        return torch.stack(penalties).sum() if penalties else None
 
     def _check(self, value: float, what: str, sample: Sample, epoch: int, step: int) -> None:
         if math.isfinite(value):

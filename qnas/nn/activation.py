@@ -78,6 +78,12 @@ class ActivationSite(nn.Module):
         quantized: Tensor = self.quantizer(x, ctx)
         return quantized
 
+    def penalty(self) -> Tensor | None:
+        """Return the quantizer's term of the loss; ``None`` where it is not at work in the active subnet."""
+        if self.spec is None or self.mode != "quantize" or self._passes:
+            return None
+        return self.quantizer.penalty(self._context(self.spec.in_channels))
+
     def extract(self) -> GridQuantize | nn.ReLU | None:
         """Return the static twin for the active subnet; ``None`` where the tensor passes as it is."""
         if self._passes or self.mode == "float":

@@ -130,6 +130,12 @@ class ElasticConv(nn.Module):
         quantized: Tensor = self.weight_quantizer(weight, ctx)
         return quantized
 
+    def penalty(self) -> Tensor | None:
+        """Return the weight quantizer's term of the loss; ``None`` where it is not at work in the active subnet."""
+        if self.spec is None or self.mode != "quantize":
+            return None
+        return self.weight_quantizer.penalty(self.weight_context())
+
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``[N, I, H, W]`` with ``[O, I, K, K]``, "same" padding."""
         return convolve(x, weight, None, self.stride, weight.shape[0] if self.depthwise else 1)

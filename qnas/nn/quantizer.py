@@ -103,8 +103,8 @@ class Quantizer(nn.Module, ABC):
             ExportError: what it trains has no grid; the message says why.
         """
 
-    def penalty(self) -> Tensor | None:
-        """Return a term to add to the loss, ``[]``, or ``None``."""
+    def penalty(self, ctx: SiteContext) -> Tensor | None:
+        """Return a term to add to the loss, ``[]``, or ``None``; asked only where the active subnet quantizes."""
         return None
 
     def inherit(self, high: int, low: int) -> None:

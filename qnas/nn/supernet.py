@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
@@ -126,12 +127,12 @@ class Supernet(nn.Module):
 
     def activate(self, sample: Mapping[str, Value]) -> None:
         """Make ``sample`` the active subnet: one description drives computation and costs alike."""
-        self.sample = dict(sample)
-        self.layers = self.space.layers(sample)
+        self.sample = self.space.canonical(sample)  # equal keys must compute the same
+        self.layers = self.space.layers(self.sample)
         active = ActiveSubnet(
             self.sample,
             {layer.name: layer for layer in self.layers},
-            {layer.name: self.space.site_values(layer.name, sample) for layer in self.layers},
+            {layer.name: self.space.site_values(layer.name, self.sample) for layer in self.layers},
         )
         for module in self._elastic:
             module.activate(active)
@@ -157,7 +158,13 @@ class Supernet(nn.Module):
         """Return the subnet of ``sample`` as a static network with its own copy of the weights."""
         self.activate(sample)
         body = nn.Sequential(*(extract(part) for part in self.parts if getattr(part, "active", True)))
-        return Subnet(self.sample, self.space.resolution(sample), self.layers, body)
+        return Subnet(self.sample, self.space.resolution(self.sample), self.layers, body)
+
+    def penalty(self) -> Tensor | None:
+        """Return the sum of what the quantizers at work in the active subnet add to the loss, or ``None``."""
+        sites = [m for m in self.modules() if isinstance(m, (ElasticConv, ActivationSite))]
+        found = [term for term in (site.penalty() for site in sites) if term is not None]
+        return torch.stack(found).sum() if found else None
 
     def quantizers(self) -> list[Quantizer]:
         """Return every quantizer, in a fixed order."""

@@ -18,7 +18,7 @@ from qnas.nn.quantizer import Quantizer, SiteContext
 from qnas.protocols import Calibrator, CostModel, Dataset, Device, Sampler, SearchProblem, Strategy, Supervision, Task
 from qnas.rng import generator
 from qnas.space import QuantScheme, SearchSpace
-from qnas.testing.parts import site, toy_images, toy_problem, toy_space, toy_supernet, toy_trial
+from qnas.testing.parts import ToyTask, site, toy_images, toy_problem, toy_space, toy_supernet, toy_trial
 
 _ROLE_SITES = (("weight", True), ("activation", False), ("activation", True))
 
@@ -73,7 +73,7 @@ def _check_quantizer_at(cls: type[Quantizer], role: str, signed: bool, bits: int
     other.load_state_dict(quantizer.state_dict())
     torch.testing.assert_close(other(x, ctx), quantizer(x, ctx), rtol=0, atol=0, msg="state_dict must hold it all")
     assert quantizer(x.bfloat16(), ctx).dtype == torch.bfloat16, "must serve bfloat16"
-    penalty = quantizer.penalty()
+    penalty = quantizer.penalty(ctx)
     assert penalty is None or penalty.ndim == 0, "a penalty must be a number"
 
 
@@ -152,13 +152,13 @@ def check_sampler(cls: Callable[[], Sampler]) -> None:
         assert first == cls().draw(space, generator(0, "contract"), n), "equal generators, equal samples"
 
 
-def check_supervision(cls: Callable[[], Supervision]) -> None:
+def check_supervision(cls: Callable[[Task], Supervision]) -> None:
     """Gives a finite loss with a gradient for each subnet of a step, and keeps its state."""
-    supervision = cls()
+    supervision = cls(ToyTask())
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 2, 1, 0])
     for _ in range(2):
-        supervision.begin_step(labels)
+        supervision.begin_step(toy_images(4), labels)
         for position in range(4):
             logits = torch.randn(4, 3, generator=rng).requires_grad_()
             loss = supervision.loss(position, logits, labels)
@@ -167,11 +167,11 @@ def check_supervision(cls: Callable[[], Supervision]) -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             assert logits.grad is not None, "a gradient must reach the outputs"
             assert logits.grad.abs().sum() > 0, "the gradient must not be zero"
-    other = cls()
+    other = cls(ToyTask())
     other.load_state_dict(supervision.state_dict())
     fixed = torch.randn(4, 3, generator=rng)
     for one in (supervision, other):
-        one.begin_step(labels)
+        one.begin_step(toy_images(4), labels)
     torch.testing.assert_close(other.loss(0, fixed, labels), supervision.loss(0, fixed, labels))
 
 

@@ -105,6 +105,20 @@ def toy_images(n: int = 16) -> Tensor:
     return torch.randn(n, 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
 
 
+class ToyTask:
+    """Cross-entropy and top-1 accuracy."""
+
+    metric = "accuracy"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy, ``[]``."""
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return whether the largest output is the label's, ``[N]``."""
+        return outputs.argmax(1) == labels
+
+
 class _Macs:
     direction = "min"
     unit = "MACs"

@@ -158,11 +158,15 @@ class LSQ(Quantizer):
         """Tell whether this machine has a working C compiler."""
         return lsq_kernel.library() is not None
 
+    @property
+    def _has_zero_point(self) -> bool:
+        return self.site.signed and self.site.role == "activation" and self.negative == "zero-point"
+
     def _range(self, position: int) -> tuple[int, int]:
         bits = self.site.bits[position]
         if not self.site.signed:
             return 0, 2**bits - 1
-        if self.site.role == "activation" and self.negative == "zero-point":
+        if self._has_zero_point:
             zero_point = int(self.zero_points[position])
             return -zero_point, 2**bits - 1 - zero_point
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -185,19 +189,21 @@ class LSQ(Quantizer):
 
     @torch.no_grad()
     def start(self, x: Tensor, ctx: SiteContext) -> None:
-        """Set every bit-width's step to ``2 mean|v| / sqrt(Qp)`` (LSQ, Sec. 2.1), and zero points from the range."""
+        """Set every bit-width's step to ``2 mean|v| / sqrt(Qp)`` (LSQ, Sec. 2.1).
+
+        With a zero point, Qp is the number of levels and the zero point ``round(-min(v) / s)`` (MultiQuant, Eq. 2).
+        """
         v = x.float()
         mean = v.abs().flatten(1).mean(1) if self.per_channel else v.abs().mean()
         for position, bits in enumerate(self.site.bits):
-            if self.site.signed and self.site.role == "activation" and self.negative == "zero-point":
-                low, high = min(v.min().item(), 0.0), max(v.max().item(), 0.0)
-                levels = 2**bits - 1
-                self.zero_points[position] = round(-low / (high - low) * levels) if high > low else 0
-                self._ranges[position] = self._range(position)
-            _, qp = self._ranges[position]
+            levels = 2**bits - 1
+            qp = levels if self._has_zero_point else self._ranges[position][1]
             step = (2 * mean / math.sqrt(max(qp, 1))).clamp(min=SMALLEST_STEP)
             target = self.log_steps[str(bits)]
             (target[: len(step)] if self.per_channel else target).copy_(step.log())
+            if self._has_zero_point:
+                self.zero_points[position] = min(round(max(-v.min().item(), 0.0) / step.item()), levels)
+                self._ranges[position] = self._range(position)
 
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
         """Return ``x`` rounded to multiples of the step.

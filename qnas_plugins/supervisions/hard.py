@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from qnas.protocols import Task
 
 
 class HardLabel:
-    """Cross-entropy against the labels. Stateless."""
+    """The task's loss against the labels. Stateless."""
 
-    def begin_step(self, labels: Tensor) -> None:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Nothing to prepare."""
 
     def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy, ``[]``; ``logits`` ``[N, classes]``, ``labels`` ``[N]``."""
-        return F.cross_entropy(logits.float(), labels)
+        """Return the task's loss, ``[]``; ``logits`` ``[N, classes]``, ``labels`` ``[N]``."""
+        return self.task.loss(logits, labels)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return an empty state."""

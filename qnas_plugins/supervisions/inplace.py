@@ -11,19 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qnas.protocols import Task
+
 
 class InplaceDistillation:
     """The first subnet of a step learns the labels; the others learn its (detached) softmax. Stateless over steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self.task = task
         self._teacher: Tensor | None = None
 
-    def begin_step(self, labels: Tensor) -> None:
+    def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Forget the last step's teacher."""
         self._teacher = None
 
     def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return cross-entropy against the labels (first) or the teacher's softmax (others), ``[]``.
+        """Return the task's loss against the labels (first) or cross-entropy with the teacher's softmax, ``[]``.
 
         Args:
             position: in the order of the sampler.
@@ -33,7 +36,7 @@ class InplaceDistillation:
         logits = logits.float()
         if position == 0:
             self._teacher = torch.softmax(logits.detach(), dim=1)
-            return F.cross_entropy(logits, labels)
+            return self.task.loss(logits, labels)
         assert self._teacher is not None, "the first subnet of a step must come first"
         return F.cross_entropy(logits, self._teacher)
 

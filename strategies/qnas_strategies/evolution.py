@@ -28,8 +28,8 @@ class Evolution:
 
     Args:
         problem: space, objectives, feasible samples.
-        population: size of a generation.
-        parents: share of a generation that breeds the next.
+        population: subnets judged in each generation; the parents stay besides.
+        parents: their number, as a share of the population.
         mutation_share: share of the children that are mutants; the others are crossings.
         mutation_probability: for each knob of a mutant.
         extremes: whether the first generation holds the largest and the smallest subnet.
@@ -65,17 +65,13 @@ class Evolution:
         self._first = True
         self._seen: list[str] = []
 
-    @property
-    def _size(self) -> int:
-        return self.population if self._first else self.population - self.num_parents
-
     def ask(self, n: int) -> list[Sample]:
         """Return at most ``n`` children of the generation under way; none when no new subnet can be bred."""
-        if self._told >= self._size:
+        if self._told >= self.population:
             self._next_generation()
         samples = []
         seen = set(self._seen)
-        while len(samples) < n and self._asked < max(1, self._size):
+        while len(samples) < n and self._asked < self.population:
             sample = self._new_child(seen)
             if sample is None:
                 break
@@ -110,7 +106,7 @@ class Evolution:
         if self._first or attempt >= TRIES // 2:
             return self.problem.draw(rng, 1)[0]
         parents = space.indices([trial.sample for trial in self._generation[: self.num_parents]])
-        if self._asked < round(self.mutation_share * self._size):
+        if self._asked < round(self.mutation_share * self.population):
             return self._mutate(parents[rng.integers(len(parents))], rng)
         a, b = parents[rng.integers(len(parents), size=2)]
         return np.where(rng.random(len(a)) < 0.5, a, b)

@@ -40,7 +40,9 @@ def test_quick_answers_import_nothing_heavy(arguments):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_examples_and_imports_nothing_heavy(command):
-    assert python(DRIVER.format(arguments=[command, "--help"], heavy=[name for name in HEAVY if name != "pydantic"])) == ""
+    assert (
+        python(DRIVER.format(arguments=[command, "--help"], heavy=[name for name in HEAVY if name != "pydantic"])) == ""
+    )
     shown = subprocess.run([QNAS, command, "--help"], capture_output=True, text=True, check=True).stdout
     assert "Examples:" in shown
     assert f"  qnas {command}" in shown.split("Examples:")[1]

@@ -44,7 +44,10 @@ def make_trainer(space, make_supernet, tiny_data, registry):
                 for parameter in group.parameters():
                     parameter.fill_(-1.0)
         data = TrainBatches(tiny_data.train, tiny_data.pixels, tiny_data.augmentation, batch_size, settings.seed)
-        parts = registry.load("sampler", "sandwich")(), registry.load("supervision", supervision)()
+        parts = (
+            registry.load("sampler", "sandwich")(),
+            registry.load("supervision", supervision)(registry.load("task", "classification")()),
+        )
         return Trainer(supernet, data, *parts, stages, settings, recorder)
 
     return make
@@ -268,8 +271,8 @@ class Poisoned:
     def __init__(self, inner, at):
         self.inner, self.at, self.calls = inner, at, 0
 
-    def begin_step(self, labels):
-        self.inner.begin_step(labels)
+    def begin_step(self, images, labels):
+        self.inner.begin_step(images, labels)
 
     def loss(self, position, logits, labels):
         self.calls += 1

@@ -204,3 +204,42 @@ def test_any_knob_may_key_a_bank(make_supernet):
         assert [w.grad is not None for w in layer.bn.weights] == [bits == 2, bits == 4]
         twin = next(m for m in supernet.extract(sample).subnet_layers() if m.spec.name == "middle")
         assert (twin.bn.weight == gamma).all()
+
+
+def test_equal_keys_compute_the_same(make_space, make_supernet):
+    """What an inactive knob says must reach nobody: equal subnets share a key, a cached accuracy, an exported file."""
+    from qnas.space import Condition, Knob
+
+    def site_knobs(site):
+        if site.name == "head":
+            yield Knob("head.toy.branch", (0, 1), "quantizer", (Condition("w_bits", (2,)),))
+
+    space = make_space(site_knobs=site_knobs)
+    supernet = make_supernet(space)
+    one, other = ({**space.highest(), "head.toy.branch": branch} for branch in (0, 1))
+    assert space.key(one) == space.key(other)
+    seen = []
+    for sample in (one, other):
+        supernet.activate(sample)
+        seen.append(next(m for m in supernet.modules() if getattr(m, "name", "") == "head").values)
+    assert seen[0] == seen[1]
+
+
+def test_only_quantizers_at_work_are_penalised(make_supernet):
+    from qnas.testing.parts import RoundingQuantizer, ToySpace
+
+    asked = []
+
+    class Penalised(RoundingQuantizer):
+        def penalty(self, ctx):
+            asked.append((self.site.name, self.site.role, ctx.bits))
+            return torch.ones(())
+
+    space = ToySpace()
+    supernet = make_supernet(space, weight=Penalised, act=Penalised)
+    supernet.activate(space.lowest())  # without the middle layer
+    total = supernet.penalty()
+    assert {name for name, _, _ in asked} == {"stem", "pool", "classifier", "classifier.out"}
+    assert total == len(asked)
+    supernet.set_mode("float")
+    assert supernet.penalty() is None
