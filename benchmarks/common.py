@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qnas.run import environment
+from qnas.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

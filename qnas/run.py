@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from qnas import components
 from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
 from qnas.config import RunConfig, default_threads, load_config, read_toml
 from qnas.data import Data
+from qnas.environment import environment
 from qnas.errors import ConfigError, ConstraintError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
@@ -33,7 +32,6 @@ from qnas.train import Progress, Trainer
 
 DATA = "data.json"
 PHASES = ("train", "search", "export", "verify", "report")
-_PACKAGES = ("qnas", "torch", "numpy", "onnx", "onnxruntime", "scikit-learn", "safetensors")
 
 
 class Run:
@@ -457,30 +455,3 @@ class Run:
             )
             write_report(data, self.store.path)
         return [self.store.path / "report.html", self.store.path / "front.png"]
-
-
-def environment(command: str) -> dict[str, Any]:
-    """Return what else a result depends on: versions, machine, command."""
-    return {
-        "command": command,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:
-        return "absent"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

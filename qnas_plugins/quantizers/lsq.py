@@ -156,7 +156,7 @@ class LSQ(Quantizer):
     @classmethod
     def can_compile(cls) -> bool:
         """Tell whether this machine has a working C compiler."""
-        return lsq_kernel.library() is not None
+        return lsq_kernel.load() is not None
 
     @property
     def _has_zero_point(self) -> bool:
@@ -218,7 +218,7 @@ class LSQ(Quantizer):
         if self.per_channel:
             step = step.to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
         factor = 1.0 / math.sqrt(count * max(qp, 1))
-        kernels = lsq_kernel.library() if self.site.compile else None
+        kernels = lsq_kernel.load() if self.site.compile else None
         out: Tensor = _LSQFunction.apply(v, parameter, _number(step), qn, qp, factor, kernels)  # type: ignore[no-untyped-call]
         return out if out.dtype == x.dtype else out.to(x.dtype)
 

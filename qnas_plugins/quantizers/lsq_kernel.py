@@ -23,7 +23,7 @@ SECONDS = 60  # longest that a compiler may take
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """Return the compiled kernels, built once a process; ``None`` where there is no working compiler."""
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:

@@ -227,7 +227,7 @@ def test_what_it_cannot_do_is_refused(act_site):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("qn", "qp"), [(0, 15), (-2, 1), (-128, 127)])
 def test_compiled_kernel_equals_the_eager_path(layout, qn, qp):
-    kernels = lsq_kernel.library()
+    kernels = lsq_kernel.load()
     if kernels is None:
         pytest.skip("no C compiler on this machine")
     rng = torch.Generator().manual_seed(0)
@@ -258,6 +258,6 @@ def test_compiled_kernel_leaves_alone_what_it_cannot_serve(act_site):
 
 def test_without_a_compiler_there_is_no_kernel(monkeypatch):
     monkeypatch.setattr(lsq_kernel.shutil, "which", lambda name: None)
-    assert lsq_kernel.library.__wrapped__() is None
+    assert lsq_kernel.load.__wrapped__() is None
     monkeypatch.setattr(lsq_kernel.shutil, "which", lambda name: "/bin/false")
-    assert lsq_kernel.library.__wrapped__() is None
+    assert lsq_kernel.load.__wrapped__() is None
