@@ -145,6 +145,11 @@ def build_supernet(registry: Registry, config: RunConfig, space: SearchSpace, da
     return supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def make_stages(config: RunConfig) -> tuple[Stage, ...]:
+    """Return the training stages."""
+    return tuple(Stage(**stage.model_dump()) for stage in config.train.all_stages())
+
+
 def build_trainer(registry: Registry, config: RunConfig, supernet: Supernet, data: Data, recorder: Any) -> Trainer:
     """Return a trainer at its start."""
     train = config.train
@@ -164,7 +169,7 @@ def build_trainer(registry: Registry, config: RunConfig, supernet: Supernet, dat
             train.supervision_options,
             registry.load("task", config.task)(),
         ),
-        tuple(Stage(s.name, s.epochs, s.lr, s.quantize) for s in train.all_stages()),
+        make_stages(config),
         TrainSettings(
             num_subnets=train.num_subnets,
             weight_decay=train.weight_decay,

@@ -66,6 +66,10 @@ class StageConfig(_Section):
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0)
     quantize: bool = True
+    roles: tuple[Literal["weight", "activation"], ...] = ("weight", "activation")
+    w_bits: tuple[int, ...] = ()
+    a_bits: tuple[int, ...] = ()
+    inherit: bool = False
 
 
 class TrainConfig(_Section):

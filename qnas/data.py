@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,9 +105,11 @@ class PixelGrid:
     @staticmethod
     def of(images: Tensor) -> PixelGrid:
         """Return the grid that gives uint8 ``images`` a mean near 0 and a standard deviation of 1."""
-        pixels = images.double()
-        std = float(pixels.std(correction=0))
-        return PixelGrid(1.0 / std if std > 0 else 1.0, round(float(pixels.mean())))
+        # From whole numbers: a sum of floats would depend on the number of threads in its last bits.
+        counts = torch.bincount(images.reshape(-1), minlength=256).tolist()
+        total, first, second = (sum(count * value**k for value, count in enumerate(counts)) for k in (0, 1, 2))
+        std = math.sqrt(total * second - first**2) / total
+        return PixelGrid(1.0 / std if std > 0 else 1.0, round(first / total))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return float32 values of uint8 pixels, channels last in memory."""

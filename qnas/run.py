@@ -28,7 +28,7 @@ from qnas.recorder import NullRecorder, Recorder
 from qnas.search import Search, SearchSettings
 from qnas.space import Sample, SearchSpace
 from qnas.store import CONFIG, RunDirectory
-from qnas.train import Progress, Trainer
+from qnas.train import Progress, Trainer, set_stage_mode
 
 DATA = "data.json"
 PHASES = ("train", "search", "export", "verify", "report")
@@ -137,6 +137,8 @@ class Run:
         ):
             registry.load(kind, name)
         self.check_search(config)
+        for stage in components.make_stages(config):
+            stage.view(self.space)
         components.build_supernet(registry, config, self.space, self.data)
 
     def check_search(self, config: RunConfig) -> None:
@@ -198,7 +200,7 @@ class Run:
             )
         supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
         load_weights(supernet, finished)
-        supernet.set_mode("quantize" if stages[-1].quantize else "float")
+        set_stage_mode(supernet, components.make_stages(self.config)[-1])
         supernet.eval()
         return supernet
 

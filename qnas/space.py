@@ -6,6 +6,7 @@ and whatever its quantizers add. Equal subnets share one *key*.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -275,6 +276,29 @@ class SearchSpace(ABC):
             hot = np.eye(len(knob.choices), dtype=np.float32)[indices[:, column]]
             columns.append(hot * active[:, column, None])
         return np.concatenate(columns, axis=1)
+
+    def restrict(self, **choices: Iterable[Value]) -> SearchSpace:
+        """Return a view whose bit knobs keep only some choices, for example ``restrict(w_bits=[4], a_bits=[4])``.
+
+        Its samples are samples of this space, with the same keys; a training stage draws from such a view.
+
+        Raises:
+            ConfigError: a role that is none, or a knob that would be left without a choice.
+        """
+        view = copy.copy(self)
+        for role, kept in choices.items():
+            wanted = set(kept)
+            if role not in ("w_bits", "a_bits") or not wanted <= set(getattr(self.scheme, role)):
+                raise ConfigError(
+                    f"A stage of space {self.name!r} cannot be restricted to {role} = {sorted(map(str, wanted))}; "
+                    f"the space has w_bits = {list(self.scheme.w_bits)}, a_bits = {list(self.scheme.a_bits)}."
+                )
+            view.knobs = tuple(
+                replace(knob, choices=tuple(c for c in knob.choices if c in wanted)) if knob.role == role else knob
+                for knob in view.knobs
+            )
+        view._index = [{value: i for i, value in enumerate(knob.choices)} for knob in view.knobs]
+        return view
 
     # --- layers ------------------------------------------------------------------------------------------------
 

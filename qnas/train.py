@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from qnas.data import TrainBatches, resize
 from qnas.errors import TrainingDivergedError
+from qnas.nn.quantizer import ROLES
 from qnas.nn.supernet import Supernet
 from qnas.protocols import Sampler, Supervision
 from qnas.recorder import NullRecorder, Recorder
 from qnas.rng import generator
-from qnas.space import Sample
+from qnas.space import Sample, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,29 @@ class Stage:
         epochs: passes over the training split.
         lr: peak learning rate of the cosine schedule.
         quantize: whether quantizers are on; they start from data at the start of the first such stage.
+        roles: which quantizers ``quantize`` speaks of: ``weight``, ``activation`` or both.
+        w_bits, a_bits: bit-widths that the stage's subnets are drawn from; empty for all of the space.
+        inherit: start bit-widths that no earlier stage trained from the lowest one of the stage before (OQAT).
     """
 
     name: str
     epochs: int
     lr: float
     quantize: bool
+    roles: tuple[str, ...] = ROLES
+    w_bits: tuple[int, ...] = ()
+    a_bits: tuple[int, ...] = ()
+    inherit: bool = False
+
+    @property
+    def quantized_roles(self) -> tuple[str, ...]:
+        """Roles whose quantizers are on."""
+        return self.roles if self.quantize else ()
+
+    def view(self, space: SearchSpace) -> SearchSpace:
+        """Return the space with the stage's bit-widths."""
+        kept = {"w_bits": self.w_bits, "a_bits": self.a_bits}
+        return space.restrict(**{role: bits for role, bits in kept.items() if bits})
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ class Trainer:
         self.settings = settings
         self.recorder = recorder or NullRecorder()
         self.progress = Progress()
+        self.view = supernet.space
         self.optimizer: torch.optim.Optimizer | None = None
         self._largest_macs = sum(layer.macs for layer in supernet.space.layers(supernet.space.highest()))
 
@@ -137,22 +156,38 @@ class Trainer:
     def _enter_stage(self) -> None:
         stage = self.stages[self.progress.stage]
         self.recorder.record("stage", {"name": stage.name, "epochs": stage.epochs, "steps": self.batches.steps})
-        first_quantized = stage.quantize and not any(s.quantize for s in self.stages[: self.progress.stage])
-        if first_quantized and self.progress.epoch == 0:
-            self._start_quantizers()
-        self.supernet.set_mode("quantize" if stage.quantize else "float")
+        self.view = stage.view(self.supernet.space)
+        earlier = self.stages[: self.progress.stage]
+        new = [role for role in stage.quantized_roles if all(role not in s.quantized_roles for s in earlier)]
+        if self.progress.epoch == 0:
+            set_stage_mode(self.supernet, stage)
+            if new:
+                self._start_quantizers(new)
+            if stage.inherit and earlier:
+                self._inherit(earlier[-1], stage)
+        set_stage_mode(self.supernet, stage)
         self.supernet.train()
         if self.optimizer is None:
             self.optimizer = self.make_optimizer()
 
     @torch.no_grad()
-    def _start_quantizers(self) -> None:
-        """Let every quantizer start from what passes through the largest subnet."""
+    def _start_quantizers(self, roles: Sequence[str]) -> None:
+        """Let the quantizers of these roles start from what passes through the stage's largest subnet."""
         self.supernet.train()
-        self.supernet.activate(self.supernet.space.highest())
-        self.supernet.set_mode("start")
+        self.supernet.activate(self.view.highest())
+        self.supernet.set_mode("start", roles)
         images = self.batches.split.subset(self.settings.start_images, self.settings.seed, "start").images
         self.supernet(self.batches.pixels.normalise(images))
+
+    def _inherit(self, before: Stage, stage: Stage) -> None:
+        """Start the stage's new bit-widths from the lowest of the stage before."""
+        scheme = self.supernet.space.scheme
+        for quantizer in self.supernet.quantizers():
+            role = "w_bits" if quantizer.site.role == "weight" else "a_bits"
+            known = getattr(before, role) or getattr(scheme, role)
+            for bits in getattr(stage, role) or getattr(scheme, role):
+                if bits < min(known) and {bits, min(known)} <= set(quantizer.site.bits):
+                    quantizer.inherit(min(known), bits)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over weights, norms and quantizers, with decay on the weights alone."""
@@ -217,7 +252,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        samples = self.sampler.draw(space, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
+        samples = self.sampler.draw(self.view, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
         self.supervision.begin_step(images, labels)
         sized = {images.shape[-1]: images}
         losses = []
@@ -258,6 +293,12 @@ class Trainer:
             f"{self.supernet.space.key(sample)} ({_short(sample)}). {kept} "
             "Lower the learning rate (--lr) or the gradient clipping (--clip-norm), and start a new run."
         )
+
+
+def set_stage_mode(supernet: Supernet, stage: Stage) -> None:
+    """Switch each role's quantizers on or off, as the stage says."""
+    for role in ROLES:
+        supernet.set_mode("quantize" if role in stage.quantized_roles else "float", [role])
 
 
 def _short(sample: Sample) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from qnas.nn.grid import Grid
 from qnas.space import Knob, Site, Value
 
+ROLES = ("weight", "activation")
+
 
 @dataclass(frozen=True)
 class QuantizerSite:

@@ -15,7 +15,7 @@ from qnas.nn.active import ActiveSubnet
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.grid import AffineGrid
-from qnas.nn.quantizer import Quantizer, QuantizerSite
+from qnas.nn.quantizer import ROLES, Quantizer, QuantizerSite
 from qnas.nn.subnet import Subnet
 from qnas.space import Sample, SearchSpace, Site, Value
 
@@ -123,7 +123,7 @@ class Supernet(nn.Module):
         self._elastic: list[Any] = [m for m in self.modules() if m is not self and hasattr(m, "activate")]
         self.sample: Sample = space.highest()
         self.layers: tuple[LayerSpec, ...] = ()
-        self.mode = "float"
+        self._modes = dict.fromkeys(ROLES, "float")
 
     def activate(self, sample: Mapping[str, Value]) -> None:
         """Make ``sample`` the active subnet: one description drives computation and costs alike."""
@@ -137,14 +137,25 @@ class Supernet(nn.Module):
         for module in self._elastic:
             module.activate(active)
 
-    def set_mode(self, mode: str) -> None:
-        """Set all sites to ``float``, ``start`` (quantizers start from the data that passes) or ``quantize``."""
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
-        self.mode = mode
+    def set_mode(self, mode: str, roles: Sequence[str] = ROLES) -> None:
+        """Set all sites of the given roles to ``float``, ``start`` or ``quantize``.
+
+        In ``start`` mode quantizers start from the data that passes.
+        """
+        if mode not in MODES or not set(roles) <= set(ROLES):
+            raise ValueError(f"mode must be one of {MODES} and roles of {ROLES}, not {mode!r} and {tuple(roles)!r}")
+        self._modes.update(dict.fromkeys(roles, mode))
         for module in self.modules():
-            if isinstance(module, (ElasticConv, ActivationSite)):
-                module.mode = mode
+            if isinstance(module, ElasticConv):
+                module.mode = self._modes["weight"]
+            elif isinstance(module, ActivationSite):
+                module.mode = self._modes["activation"]
+
+    @property
+    def mode(self) -> str:
+        """The mode of all sites or, where they differ, that of each role."""
+        modes = dict.fromkeys(self._modes.values())
+        return next(iter(modes)) if len(modes) == 1 else ", ".join(f"{r} {m}" for r, m in self._modes.items())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the active subnet's outputs ``[N, classes]`` of normalised images at its resolution."""

@@ -287,7 +287,7 @@ def partials(folder: Path) -> list[str]:
 def test_the_reference_holds_every_kind_of_file(reference):
     names = {re.sub(r"exports/\w+", "exports/KEY", name) for name in reference.contents}
     assert names == {
-        *("config.toml", "environment.json", "lock", "trials.sqlite", "report.html", "front.png"),
+        *("config.toml", "environment.json", "data.json", "lock", "trials.sqlite", "report.html", "front.png"),
         *(f"stages/00-float/{CHECKPOINT}", f"stages/01-quantized/{CHECKPOINT}", "searches/01-evolution/front.json"),
         *(f"exports/KEY/{name}" for name in ("model.onnx", "packed.safetensors", "export.json", "verify.json")),
     }
@@ -348,11 +348,13 @@ def test_killed_at_random(reference, tmp_path):
             time.sleep(reference.start)
         else:
             wait_for((tmp_path / "run" / "config.toml").is_file, process)
-        share = rng.uniform(0, 0.7) * left
+        share = rng.uniform(0, 0.5) * left
         left -= share
         time.sleep(share * reference.rest)
         os.kill(process.pid, signal.SIGKILL)
         code, _, errors = finish(process)
+        if number and code == 0:
+            break  # a fast machine was done before the second blow
         assert code == -signal.SIGKILL, errors
     qnas(tmp_path)
     reference.assert_equals(tmp_path / "run")

@@ -289,3 +289,16 @@ def test_a_batch_is_never_larger_than_the_split(tiny_data):
     large = train_batches(tiny_data, batch_size=10_000)
     assert large.steps == 1
     assert len(next(iter(large.epoch(0)))[1]) == len(tiny_data.train)
+
+
+def test_the_pixel_grid_does_not_depend_on_threads():
+    images = torch.randint(0, 256, (4000, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    grids = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        grids.add(PixelGrid.of(images))
+    torch.set_num_threads(1)
+    (grid,) = grids
+    pixels = images.double()
+    assert grid.zero_point == round(float(pixels.mean()))
+    assert grid.scale == pytest.approx(1 / float(pixels.std(correction=0)), rel=1e-12)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
 from qnas.data import TrainBatches
-from qnas.errors import StoreError, TrainingDivergedError
+from qnas.errors import ConfigError, StoreError, TrainingDivergedError
 from qnas.rng import generator
 from qnas.train import Progress, Stage, Trainer, TrainSettings
 
@@ -356,3 +356,58 @@ def test_a_recorder_changes_nothing(make_trainer):
 
 def test_progress_starts_at_nothing():
     assert Progress() == Progress(0, 0, 0.0, [])
+
+
+def test_a_stage_draws_only_its_bits_and_inherits_those_below(make_trainer):
+    """OQAT's order: train at 4 bits, carry to 2, train there; the bits of the other stage do not move."""
+    stages = (
+        Stage("four", 1, 0.01, True, w_bits=(4,), a_bits=(4,)),
+        Stage("two", 1, 0.01, True, w_bits=(2,), a_bits=(2,), inherit=True),
+    )
+    trainer = make_trainer(stages)
+    drawn = []
+    original = trainer.sampler.draw
+
+    def draw(space, rng, n):
+        drawn.append({(s["w_bits"], s["a_bits"]) for s in original(space, rng, n)})
+        return original(space, rng, n)
+
+    trainer.sampler.draw = draw
+    steps = {}
+
+    def save(t):
+        quantizer = next(q for q in t.supernet.quantizers() if q.site.name == "head" and q.site.role == "weight")
+        steps[len(steps)] = {bits: p.item() for bits, p in quantizer.log_steps.items()}
+
+    trainer.run(save)
+    half = len(drawn) // 2
+    assert set().union(*drawn[:half]) == {(4, 4)}
+    assert set().union(*drawn[half:]) == {(2, 2)}
+    assert steps[1]["4"] == steps[0]["4"]
+    assert abs(steps[1]["2"] - (steps[0]["4"] + 2 * math.log(2))) < 0.5  # from 2^2 s on, a few steps of training
+
+
+def test_a_stage_may_quantize_activations_alone(make_trainer):
+    stages = (Stage("activations", 1, 0.01, True, roles=("activation",)), Stage("both", 1, 0.01, True))
+    trainer = make_trainer(stages)
+    weights, activations = (
+        [q for q in trainer.supernet.quantizers() if q.site.role == role and hasattr(q, "log_steps")]
+        for role in ("weight", "activation")
+    )
+    seen = []
+
+    def save(t):
+        seen.append(
+            (t.supernet.mode, [q.log_steps[str(q.site.bits[-1])].item() for q in weights[:3] + activations[:3]])
+        )
+
+    trainer.run(save)
+    assert seen[0][0] == "weight float, activation quantize"
+    assert seen[1][0] == "quantize"
+    assert seen[0][1][:3] == [-1.0] * 3  # not started yet
+    assert all(value != -1.0 for value in seen[0][1][3:] + seen[1][1])
+
+
+def test_a_stage_cannot_ask_for_bits_that_the_space_lacks(make_trainer):
+    with pytest.raises(ConfigError, match="cannot be restricted to w_bits"):
+        make_trainer((Stage("six", 1, 0.01, True, w_bits=(6,)),)).run(lambda t: None)
