@@ -19,7 +19,7 @@ class Recorder(Protocol):
         - ``epoch``: what the history keeps of an epoch.
         - ``search``: name, evaluations.
         - ``trial``: number, key, metrics, cached.
-        - ``phase``: name (train, search, export, verify, report), state (start, end), seconds.
+        - ``phase``: name (train, search, export, verify, report), state (start, end, stopped), seconds.
         """
 
 

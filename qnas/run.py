@@ -215,12 +215,14 @@ class Run:
         """Time a phase and tell the recorder."""
         self.recorder.record("phase", {"name": name, "state": "start"})
         start = time.perf_counter()
+        state = "stopped"
         try:
             yield
+            state = "end"
         finally:
             seconds = time.perf_counter() - start
             self.store.add_seconds(name, seconds)
-            self.recorder.record("phase", {"name": name, "state": "end", "seconds": seconds})
+            self.recorder.record("phase", {"name": name, "state": state, "seconds": seconds})
 
     # --- training ----------------------------------------------------------------------------------------------
 
@@ -400,7 +402,7 @@ class Run:
 
         key = self.space.key(sample)
         folder = self.store.export_directory(key)
-        if not (folder / "export.json").is_file():
+        if not all((folder / name).is_file() for name in ("export.json", "model.onnx")):
             raise StoreError(
                 f"{self.store.path} holds no exported model of subnet {key}. "
                 f"Run `qnas export {self.store.path} --config {key}` first."

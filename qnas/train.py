@@ -263,13 +263,13 @@ class Trainer:
             self.supernet.activate(sample)
             loss = self.supervision.loss(position, self.supernet(sized[size]), labels)
             penalty = self.supernet.penalty()
-            self._check(float(loss.detach()), "loss", sample, epoch, step)
+            self._check(float(loss.detach()), "loss", sample, step)
             (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
             losses.append(float(loss.detach()))
             macs = sum(layer.macs for layer in self.supernet.layers)
             self.progress.image_passes += len(images) * macs / self._largest_macs
         norm = float(nn.utils.clip_grad_norm_(self.supernet.parameters(), settings.clip_norm))
-        self._check(norm, "gradient norm", samples[0], epoch, step)
+        self._check(norm, "gradient norm", samples[0], step)
         self.optimizer.step()
         values = {
             "stage": self.stages[self.progress.stage].name,
@@ -283,13 +283,14 @@ class Trainer:
         self.recorder.record("step", values)
         return losses, norm
 
-    def _check(self, value: float, what: str, sample: Sample, epoch: int, step: int) -> None:
+    def _check(self, value: float, what: str, sample: Sample, step: int) -> None:
         if math.isfinite(value):
             return
         stage = self.stages[min(self.progress.stage, len(self.stages) - 1)].name
+        number = self.progress.epoch + 1  # as progress is shown: within the stage, from 1
         kept = "The last good checkpoint is kept." if self.progress.history else "No checkpoint was written yet."
         raise TrainingDivergedError(
-            f"Training diverged: the {what} is {value} in stage {stage!r}, epoch {epoch}, step {step}, for subnet "
+            f"Training diverged: the {what} is {value} in stage {stage!r}, epoch {number}, step {step + 1}, for subnet "
             f"{self.supernet.space.key(sample)} ({_short(sample)}). {kept} "
             "Lower the learning rate (--lr) or the gradient clipping (--clip-norm), and start a new run."
         )

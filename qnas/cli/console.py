@@ -114,7 +114,7 @@ class ProgressRecorder:
         elif event == "trial":
             best = values["metrics"]
             self._advance(f"{values['key'][:8]} {next(iter(best))} {next(iter(best.values())):.3f}", "subnets")
-        elif event == "phase" and values["state"] == "end":
+        elif event == "phase" and values["state"] != "start":
             self.close()
 
 

@@ -13,7 +13,12 @@ from qnas.cli.options import output_options
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--config", metavar="KEY", help="Key of a trial, largest or smallest; the chosen one by default.")
-@click.option("--sample", "sample_file", type=click.Path(path_type=Path), help="TOML file of knob values instead.")
+@click.option(
+    "--sample",
+    "sample_file",
+    type=click.Path(path_type=Path),
+    help="TOML file of every knob's value instead, as `sample` in --json.",
+)
 @click.option("--split", type=click.Choice(["search", "test"]), default="search", show_default=True)
 @output_options
 def command(

@@ -207,6 +207,10 @@ def refuse_changes(stored: RunConfig, params: Mapping[str, Any], path: Path) -> 
     from qnas.config import flat
     from qnas.errors import ConfigError
 
+    if params.get("out"):
+        raise ConfigError(
+            f"--resume goes on in {path} itself; --out {params['out']} cannot be given besides. Leave one of them out."
+        )
     if params.get("recipe") or params.get("config_file"):
         raise ConfigError(
             f"--resume goes on with the configuration in {path}; --recipe and --config-file cannot change it. "

@@ -34,7 +34,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
         session.say(f"Run directory: {run.store.path}")
         run.train()
         front = run.search()
-        sample = run.resolve(None)
+        sample = run.resolve(None, search=front["search"])
         exported = run.export(sample)
         report = run.verify(sample)
         run.report()

@@ -56,6 +56,9 @@ def open_session(params: Mapping[str, Any], *, quiet: bool) -> Iterator[Session]
         run = Run.create(out, config, registry, recorder, shlex.join(["qnas", *sys.argv[1:]]))
     try:
         yield Session(run, quiet)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. `qnas run --resume {run.store.path}` goes on where it was.", err=True)
+        raise click.exceptions.Exit(130) from None
     finally:
         if isinstance(recorder, console.ProgressRecorder):
             recorder.close()

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qnas.cli.options import output_options
+from qnas.errors import QnasError
 
 
 @click.command("verify")
@@ -31,11 +32,21 @@ def command(quiet: bool, as_json: bool, config: str | None, exported: bool, **pa
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run
         samples = run.exported_samples() if exported else [run.resolve(config)]
-        results = [run.verify(sample) for sample in samples]
+        results = []
+        broken = []
+        for sample in samples:
+            try:
+                results.append(run.verify(sample))
+            except QnasError as error:
+                if not exported:
+                    raise
+                broken.append(error)  # the others are still worth a look
+        for one in broken:
+            click.echo(f"Error: {one}", err=True)
         if as_json:
             console.print_json(results)
         else:
             for result in results:
                 console.print_verification(result)
-        if not all(result["passed"] for result in results):
+        if broken or not all(result["passed"] for result in results):
             raise click.exceptions.Exit(1)

@@ -114,6 +114,8 @@ class GraphWriter:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name=PRODUCER)
         model.ir_version = IR_VERSION
+        model.model_version = 1
+        model.doc_string = "An integer network written by qnas. metadata_props say how pixels become its input."
         helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model, full_check=True)
         return model

@@ -77,6 +77,9 @@ def input_recipe(steps: Trace, resolution: int) -> dict[str, str]:
         recipe["input.scale"] = repr(grid.scale)
         recipe["input.zero_point"] = str(grid.zero_point)
         recipe["input.recipe"] = "input = scale * (pixel - zero_point), pixel 0 to 255"
+        recipe["input.resize"] = (
+            "bilinear, antialiased, to input.resolution; stretch other pixel ranges to 0 to 255 first"
+        )
     return recipe
 
 

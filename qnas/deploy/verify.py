@@ -21,8 +21,9 @@ class VerifyLimits:
     """How far an exported model may be from its subnet.
 
     With biases rounded (``qnas.deploy.rounding``) the outputs are the same, but where a value lies on a tie of the
-    rounding and float32 falls to the other side. Such a flip is one code; below 8 bits later layers amplify it, so
-    one image may be many steps away while all others are equal. The limit is therefore on a share of the images.
+    rounding and float32, a runtime's integer addition or its h-swish falls to the other side. Such a flip is one code;
+    below 8 bits later layers amplify it, most of all in a net that is hardly trained, so one image may be many steps
+    away while all others are equal. The limit is therefore on a share of the images.
 
     Attributes:
         accuracy_points: difference of the task's metric, in percentage points; never less than one image's worth.
@@ -34,7 +35,7 @@ class VerifyLimits:
     accuracy_points: float = 0.5
     agreement: float = 0.99
     steps: int = 3
-    images: float = 0.99
+    images: float = 0.95
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def test_third_party_quantizer_keeps_the_contract_and_runs(power2, tmp_path):
     config = load_config(
         {
             "threads": 1,
-            "quantization": {"weight_quantizer": power2, "w_bits": [4], "a_bits": [8], "granularity": "network"},
-            "train": {"float_epochs": 1, "epochs": 1, "num_subnets": 2, "batch_size": 256},
+            "quantization": {"weight_quantizer": power2},
+            "train": {"float_epochs": 1, "epochs": 2},
             "search": {"evaluations": 3},
             "space": {"options": {"depths": 1, "kernels": 3, "se": False, "act": "relu"}},
         }

@@ -295,11 +295,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_subnet_and_the_checkpoint
 
     trainer = make_trainer()
     steps = trainer.batches.steps
-    trainer.supervision = Poisoned(trainer.supervision, at=3 * steps + 3 * 1 + 3)  # epoch 1, step 1, third subnet
+    trainer.supervision = Poisoned(
+        trainer.supervision, at=3 * steps + 3 * 1 + 3
+    )  # second epoch of all, first of its stage, second step, third subnet
     with pytest.raises(TrainingDivergedError) as error:
         trainer.run(save)
     lowest = trainer.supernet.space.lowest()
-    for part in ("loss is nan", "'quantized'", "epoch 1", "step 1", trainer.supernet.space.key(lowest), "--lr"):
+    for part in ("loss is nan", "'quantized'", "epoch 1", "step 2", trainer.supernet.space.key(lowest), "--lr"):
         assert part in str(error.value)
     fresh = make_trainer()
     load_checkpoint(fresh, path)
