@@ -14,5 +14,5 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "quantizer",
         "power2",
         "power_of_two.quantizer:PowerOfTwo",
-        "Power-of-two steps, the smallest that cover the data",
+        "Power-of-two steps",
     )
