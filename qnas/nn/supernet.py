@@ -121,6 +121,12 @@ class Supernet(nn.Module):
         self.space = space
         self.parts = nn.ModuleList(parts)
         self._elastic: list[Any] = [m for m in self.modules() if m is not self and hasattr(m, "activate")]
+        self._penalised = [
+            m
+            for m in self.modules()
+            if (isinstance(m, ElasticConv) and _has_penalty(m.weight_quantizer))
+            or (isinstance(m, ActivationSite) and _has_penalty(m.quantizer))
+        ]
         self.sample: Sample = space.highest()
         self.layers: tuple[LayerSpec, ...] = ()
         self._modes = dict.fromkeys(ROLES, "float")
@@ -173,8 +179,7 @@ class Supernet(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """Return the sum of what the quantizers at work in the active subnet add to the loss, or ``None``."""
-        sites = [m for m in self.modules() if isinstance(m, (ElasticConv, ActivationSite))]
-        found = [term for term in (site.penalty() for site in sites) if term is not None]
+        found = [term for term in (site.penalty() for site in self._penalised) if term is not None]
         return torch.stack(found).sum() if found else None
 
     def quantizers(self) -> list[Quantizer]:
@@ -191,6 +196,10 @@ class Supernet(nn.Module):
             else:
                 groups["norms" if parameter.ndim <= 1 else "weights"].append(parameter)
         return groups
+
+
+def _has_penalty(quantizer: Quantizer) -> bool:
+    return type(quantizer).penalty is not Quantizer.penalty
 
 
 def extract(part: Any) -> nn.Module:
