@@ -1,9 +1,12 @@
-"""The main job on the embedded digits, three seeds: under 2 minutes and 2 GiB, over 95% on the test split.
+"""The main job on the embedded digits, three fresh seeds: under 2 minutes and 2 GiB, over 95% on the test split.
 
     python benchmarks/main_job.py [--quick] [--out FILE]
 
 Runs ``qnas run --space mbv3 --quantizer lsq --strategy evolution`` as a user would, each seed in a process of its own;
 a seed whose result is already stored beside the output file is not run again.
+
+The defaults (epochs, bit-widths by stage) were settled with the test accuracies of seeds 0 to 2 in view.
+Those seeds are listed, but the accuracy that is reported is that of seeds 3 to 5, which nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from typing import Any
 from common import RESULTS, arguments, write
 
 LIMITS = {"seconds": 120, "gib": 2, "test_accuracy": 0.95, "bits": 4}
-STUDENT = {2: 12.706, 3: 4.303, 5: 2.776}  # two-sided 95%, n - 1 degrees of freedom
+STUDENT = {2: 12.706, 3: 4.303}  # two-sided 95%, n - 1 degrees of freedom
+SEEN, FRESH = (0, 1, 2), (3, 4, 5)
 QUICK = ("--float-epochs", "1", "--epochs", "1", "--evaluations", "6")
 
 
@@ -58,23 +62,31 @@ def run(seed: int, quick: bool) -> dict[str, Any]:
     }
 
 
+def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean test accuracy and, over several seeds, its 95% interval (Student's t)."""
+    accuracies = [row["test_accuracy"] for row in rows]
+    mean = statistics.mean(accuracies)
+    found: dict[str, Any] = {"mean_test_accuracy": round(mean, 4)}
+    if len(rows) > 1:
+        half = STUDENT[len(rows)] * statistics.stdev(accuracies) / math.sqrt(len(rows))
+        found["interval_95"] = [round(mean - half, 4), round(mean + half, 4)]
+    return found
+
+
 def main() -> None:
     args = arguments(__doc__ or "")
     path = args.out or RESULTS / "main_job.json"
     stored = path.with_suffix(".quick.jsonl" if args.quick else ".jsonl")
     stored.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in stored.read_text().splitlines()] if stored.is_file() else []
-    for seed in (0,) if args.quick else (0, 1, 2):
+    for seed in (0,) if args.quick else (*SEEN, *FRESH):
         if all(row["seed"] != seed for row in rows):
             rows.append(run(seed, args.quick))
             with stored.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    accuracies = [row["test_accuracy"] for row in rows]
-    mean = statistics.mean(accuracies)
-    summary: dict[str, Any] = {"mean_test_accuracy": round(mean, 4)}
-    if len(rows) > 1:
-        half = STUDENT[len(rows)] * statistics.stdev(accuracies) / math.sqrt(len(rows))
-        summary["interval_95"] = [round(mean - half, 4), round(mean + half, 4)]
+    summary = {"seeds_seen": spread([row for row in rows if row["seed"] in SEEN])}
+    if not args.quick:
+        summary["seeds_fresh"] = spread([row for row in rows if row["seed"] in FRESH])
     write("main_job", {"limits": LIMITS, "summary": summary, "seeds": rows}, path)
 
 

@@ -35,7 +35,7 @@ class VerifyLimits:
     accuracy_points: float = 0.5
     agreement: float = 0.99
     steps: int = 3
-    images: float = 0.95
+    images: float = 0.99
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def _failures(report: VerifyReport) -> list[str]:
     if report.within_steps is not None and not report.within_steps >= limits.images:
         failures.append(
             f"{report.within_steps:.2%} of the images are within {limits.steps} output steps; at least "
-            f"{limits.images:.2%} must be (largest difference: {report.largest_steps} steps)."
+            f"{limits.images:.2%} must be (largest difference: {report.largest_steps} steps). A net that is hardly "
+            "trained amplifies single flips of rounding: train longer, or leave out float operations (--no-se --act relu)."
         )
     return failures
