@@ -21,9 +21,9 @@ class VerifyLimits:
     """How far an exported model may be from its subnet.
 
     With biases rounded (``qnas.deploy.rounding``) the outputs are the same, but where a value lies on a tie of the
-    rounding and float32, a runtime's integer addition or its h-swish falls to the other side. Such a flip is one code;
-    below 8 bits later layers amplify it, most of all in a net that is hardly trained, so one image may be many steps
-    away while all others are equal. The limit is therefore on a share of the images.
+    rounding and float32, or a runtime's integer addition, falls to the other side. Such a flip is one code; below 8
+    bits later layers amplify it, most of all in a net that is hardly trained, so one image may be many steps away while
+    all others are equal. The limit is therefore on a share of the images.
 
     Attributes:
         accuracy_points: difference of the task's metric, in percentage points; never less than one image's worth.
@@ -165,6 +165,7 @@ def _failures(report: VerifyReport) -> list[str]:
         failures.append(
             f"{report.within_steps:.2%} of the images are within {limits.steps} output steps; at least "
             f"{limits.images:.2%} must be (largest difference: {report.largest_steps} steps). A net that is hardly "
-            "trained amplifies single flips of rounding: train longer, or leave out float operations (--no-se --act relu)."
+            "trained amplifies single flips of rounding: train longer, or leave out float operations "
+            "(--no-se --act relu)."
         )
     return failures
