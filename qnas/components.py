@@ -17,6 +17,7 @@ from qnas.nn.folding import folding_policy
 from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
 from qnas.plugins import Registry
+from qnas.processes import Processes
 from qnas.protocols import CostModel, SearchProblem, Strategy
 from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
@@ -150,12 +151,28 @@ def make_stages(config: RunConfig) -> tuple[Stage, ...]:
     return tuple(Stage(**stage.model_dump()) for stage in config.train.all_stages())
 
 
-def build_trainer(registry: Registry, config: RunConfig, supernet: Supernet, data: Data, recorder: Any) -> Trainer:
-    """Return a trainer at its start."""
+def build_trainer(
+    registry: Registry,
+    config: RunConfig,
+    supernet: Supernet,
+    data: Data,
+    recorder: Any,
+    processes: Processes,
+) -> Trainer:
+    """Return a trainer at its start, on the device of the processes."""
     train = config.train
     return Trainer(
-        supernet,
-        TrainBatches(data.train, data.pixels, data.augmentation, train.batch_size, config.seed),
+        supernet.to(processes.device),
+        TrainBatches(
+            data.train,
+            data.pixels,
+            data.augmentation,
+            train.batch_size,
+            config.seed,
+            device=processes.device,
+            rank=processes.rank,
+            ranks=processes.size,
+        ),
         make(
             registry.load("sampler", train.sampler),
             f"sampler {train.sampler!r}",
@@ -180,6 +197,7 @@ def build_trainer(registry: Registry, config: RunConfig, supernet: Supernet, dat
             seed=config.seed,
         ),
         recorder,
+        processes,
     )
 
 
@@ -191,7 +209,9 @@ def cost_models(registry: Registry) -> dict[str, CostModel]:
     return models
 
 
-def build_evaluator(registry: Registry, config: RunConfig, supernet: Supernet, data: Data, stage: str) -> Evaluator:
+def build_evaluator(
+    registry: Registry, config: RunConfig, supernet: Supernet, data: Data, stage: str, device: torch.device
+) -> Evaluator:
     """Return the evaluator that every strategy and command shares."""
     evaluation = config.evaluation
     return Evaluator(
@@ -212,11 +232,12 @@ def build_evaluator(registry: Registry, config: RunConfig, supernet: Supernet, d
             calibration_images=evaluation.calibration_images,
             calibration_batch=evaluation.calibration_batch,
             batch_size=evaluation.batch_size,
-            precision=config.precision,
+            precision=f"float32 on {device.type}",
             stage=stage,
             seed=config.seed,
             scheme=config.quantization.model_dump_json(),
         ),
+        device,
     )
 
 

@@ -129,8 +129,12 @@ class RunConfig(_Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     threads: int | None = Field(default=None, ge=1, description="by default one for small images, else one a core")
     compile: bool | None = Field(default=None, description="compiled kernels; by default where a compiler works")
-    device: Literal["cpu"] = "cpu"
-    precision: Literal["float32"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where nets train and are judged")
+    devices: int = Field(default=1, ge=1, description="processes on each machine, one a device")
+    num_nodes: int = Field(default=1, ge=1, description="machines")
+    precision: Literal["float32", "bf16-mixed"] = Field(
+        default="float32", description="of training; judging is float32"
+    )
     task: str = "classification"
     deploy_device: str = "onnxruntime"
     data: DataConfig = DataConfig()
@@ -145,11 +149,17 @@ class RunConfig(_Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def default_threads(image_size: int) -> int:
-    """Return the number of threads for images of this size: one for small ones, else one for each core we may use."""
+def default_threads(image_size: int, processes: int = 1) -> int:
+    """Return the number of threads of one process: one for small images, else its share of the cores we may use.
+
+    Args:
+        image_size: in pixels.
+        processes: on this machine.
+    """
     if image_size <= ONE_THREAD_IMAGE:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
 
 
 def load_config(*layers: Mapping[str, Any]) -> RunConfig:

@@ -255,6 +255,13 @@ class TrainBatches:
     augmentation: Augmentation
     batch_size: int
     seed: int
+    device: torch.device | None = None
+    rank: int = 0
+    ranks: int = 1
+
+    def start_images(self, n: int, seed: int) -> Tensor:
+        """Return ``n`` normalised images to start quantizers from."""
+        return self.pixels.normalise(self.split.subset(n, seed, "start").images)
 
     def __post_init__(self) -> None:
         self.batch_size = min(self.batch_size, len(self.split))
@@ -271,4 +278,5 @@ class TrainBatches:
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             rng = torch.Generator().manual_seed(integer_seed(self.seed, "augment", epoch, step))
             images = self.augmentation(self.pixels.normalise(self.split.images[chosen]), rng)
-            yield images.contiguous(memory_format=torch.channels_last), self.split.labels[chosen]
+            a, b = [len(images) * r // self.ranks for r in (self.rank, self.rank + 1)]
+            yield images[a:b].contiguous(memory_format=torch.channels_last), self.split.labels[chosen][a:b]

@@ -40,6 +40,12 @@ class StoreError(QnasError):
     """A run directory is locked, incomplete, or was made with other settings."""
 
 
+class ProcessError(QnasError):
+    """Another process of the run stopped; the last good checkpoint is kept."""
+
+    exit_code = 1
+
+
 class ExportError(QnasError):
     """A subnet cannot be written as an integer graph; the message says which layer and why."""
 

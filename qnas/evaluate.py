@@ -57,6 +57,11 @@ class Evaluation:
     metrics: dict[str, float]
     correct: np.ndarray[Any, np.dtype[np.bool_]]
 
+    @property
+    def num_images(self) -> int:
+        """Number of images that were measured on."""
+        return len(self.correct)
+
     def packed(self) -> bytes:
         """Return the correctness of each image as bits."""
         return np.packbits(self.correct).tobytes()
@@ -72,6 +77,7 @@ class Evaluator:
         calibrators: run in order for each subnet.
         costs: cost models by name.
         settings: see there.
+        device: where subnets are calibrated and measured; the supernet and extraction stay on the CPU.
     """
 
     def __init__(
@@ -82,8 +88,10 @@ class Evaluator:
         calibrators: Sequence[Calibrator],
         costs: Mapping[str, CostModel],
         settings: EvaluatorSettings,
+        device: torch.device | None = None,
     ) -> None:
         self.supernet = supernet
+        self.device = device or torch.device("cpu")
         self.data = data
         self.task = task
         self.calibrators = tuple(calibrators)
@@ -124,10 +132,10 @@ class Evaluator:
     def subnet(self, sample: Mapping[str, Value]) -> Subnet:
         """Return the subnet as it is judged and deployed: extracted, calibrated, folded."""
         subnet = self.supernet.extract(sample)
-        subnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        subnet.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for calibrator in self.calibrators:
             calibrator.calibrate(subnet, self._batches("calibration", self._calibration, subnet.resolution))
-        return round_biases(subnet.fold())
+        return round_biases(subnet.cpu().fold())
 
     def _batches(self, name: str, split: Split, size: int) -> list[Tensor]:
         """Return a split's batches at one resolution, made once."""
@@ -135,12 +143,17 @@ class Evaluator:
         if key not in self._sized:
             calibration = name == "calibration"
             step = self.settings.calibration_batch if calibration else self.settings.batch_size
-            self._sized[key] = list(batches(split, self.data.pixels, size, step, whole=calibration))
+            found = batches(split, self.data.pixels, size, step, whole=calibration)
+            self._sized[key] = [images.to(self.device) for images in found]
         return self._sized[key]
 
     def evaluate(self, sample: Mapping[str, Value], split: str = "search") -> Evaluation:
         """Judge one subnet on a split (``search`` for selection, ``test`` for reports only)."""
         return self.measure(self.subnet(sample), split)
+
+    def judge(self, item: tuple[Mapping[str, Value], str]) -> Evaluation:
+        """Judge ``(sample, split)``; the form in which processes share out the work."""
+        return self.evaluate(*item)
 
     def measure(self, subnet: Subnet, split: str) -> Evaluation:
         """Measure a folded subnet on a split."""
@@ -152,9 +165,12 @@ class Evaluator:
         return Evaluation(metrics, correct)
 
     def outputs(self, subnet: Subnet, split: str) -> Tensor:
-        """Return a folded subnet's outputs on a split, ``[N, classes]``."""
+        """Return a folded subnet's outputs on a split, ``[N, classes]`` on the CPU."""
+        subnet.to(self.device)
         with torch.inference_mode():
-            return torch.cat([subnet(batch) for batch in self.images(split, subnet.resolution)])
+            outputs = torch.cat([subnet(batch) for batch in self.images(split, subnet.resolution)]).cpu()
+        subnet.cpu()
+        return outputs
 
     def images(self, split: str, size: int) -> list[Tensor]:
         """Return a split's normalised batches at one resolution, in order, made once."""

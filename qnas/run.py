@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qnas import components
 from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
-from qnas.config import RunConfig, default_threads, load_config, read_toml
+from qnas.config import RunConfig, load_config, read_toml
 from qnas.data import Data
 from qnas.environment import environment
-from qnas.errors import ConfigError, ConstraintError, StoreError
+from qnas.errors import ConstraintError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
+from qnas.machine import check_compiler, resolve_machine
 from qnas.nn.subnet import Subnet
 from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
+from qnas.processes import Processes, resolve_device
 from qnas.recorder import NullRecorder, Recorder
 from qnas.search import Search, SearchSettings
 from qnas.space import Sample, SearchSpace
 from qnas.store import CONFIG, RunDirectory
 from qnas.train import Progress, Trainer, set_stage_mode
 
+if TYPE_CHECKING:
+    from qnas.exports import Exports
+
 DATA = "data.json"
 PHASES = ("train", "search", "export", "verify", "report")
 
 
 class Run:
-    """One run directory with everything that it needs to go on; build it with :meth:`create` or :meth:`open`."""
+    """One run directory with everything that it needs to go on.
+
+    Build it with :meth:`create` or :meth:`open`; in a process that only helps the one which did, with :meth:`follow`.
+    """
 
     def __init__(
         self, store: RunDirectory, config: RunConfig, registry: Registry, recorder: Recorder | None = None
@@ -44,8 +51,12 @@ class Run:
         self.config = config
         self.registry = registry
         self.recorder = recorder or NullRecorder()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        self.processes = Processes(resolve_device(config.device, missing="cpu"), config.precision)
+        self._set_threads()
+
+    def _set_threads(self) -> None:
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
 
     @classmethod
     def create(
@@ -54,9 +65,8 @@ class Run:
         """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
         probe = cls.__new__(cls)
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
-        probe.resolve_machine()
+        probe.config = config = resolve_machine(config, registry, int(probe.data.train.images.shape[-1]))
         probe.check()
-        config = probe.config
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
@@ -82,6 +92,16 @@ class Run:
             raise
         return run
 
+    @classmethod
+    def follow(cls, path: Path, config: RunConfig, registry: Registry) -> Run:
+        """Open a run directory to help the process that holds it: nothing is written, and no events are recorded."""
+        return cls(RunDirectory(path, follow=True), config, registry)
+
+    def join(self, processes: Processes) -> None:
+        """Work together with other processes, which have opened the same run."""
+        self.processes = processes
+        self._set_threads()  # starting processes changes it
+
     def close(self) -> None:
         """Release the directory."""
         self.store.close()
@@ -91,35 +111,6 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def resolve_machine(self) -> None:
-        """Fill in what the configuration leaves to the machine, so that it is recorded and kept when resumed.
-
-        Raises:
-            ConfigError: compiled kernels are asked for where there is no compiler.
-        """
-        config = self.config
-        size = int(self.data.train.images.shape[-1])
-        if config.data.image_size is None:
-            data = config.data.model_copy(update={"image_size": size})
-            config = config.model_copy(update={"data": data})
-        if config.threads is None:
-            config = config.model_copy(update={"threads": default_threads(size)})
-        if config.compile is None:
-            names = {config.quantization.weight_quantizer, config.quantization.act_quantizer}
-            works = any(self.registry.load("quantizer", name).can_compile() for name in names)
-            config = config.model_copy(update={"compile": works})
-        self.config = config
-        self._check_compiler()
-
-    def _check_compiler(self) -> None:
-        names = sorted({self.config.quantization.weight_quantizer, self.config.quantization.act_quantizer})
-        if self.config.compile and not any(self.registry.load("quantizer", n).can_compile() for n in names):
-            raise ConfigError(
-                f"compile is true, but quantizers {', '.join(names)} have no compiled kernel that works on this "
-                "machine. Install a C compiler (cc), or set compile to false (about a third slower, and the last bits "
-                "of results differ)."
-            )
 
     def check(self) -> None:
         """Resolve every name and option that the run will need, and the constraints.
@@ -208,7 +199,8 @@ class Run:
     def evaluator(self) -> Evaluator:
         """The shared evaluator over the trained supernet."""
         stage = self.config.train.all_stages()[-1].name
-        return components.build_evaluator(self.registry, self.config, self.trained, self.data, stage)
+        device = self.processes.device
+        return components.build_evaluator(self.registry, self.config, self.trained, self.data, stage, device)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -243,20 +235,26 @@ class Run:
     def train(self) -> Progress:
         """Train what is left; every epoch ends in a checkpoint."""
         stages = self.config.train.all_stages()
-        if self.progress().stage >= len(stages):
-            return self.progress()
-        self._check_compiler()
+        latest = self.processes.share(self.latest_checkpoint())  # before the leader writes a newer one
+        if latest is not None and read_progress(latest).stage >= len(stages):
+            return read_progress(latest)
+        check_compiler(self.config, self.registry)
         with self.phase("train"):
             supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
-            trainer = components.build_trainer(self.registry, self.config, supernet, self.data, self.recorder)
-            latest = self.latest_checkpoint()
+            trainer = components.build_trainer(
+                self.registry, self.config, supernet, self.data, self.recorder, self.processes
+            )
             if latest is not None:
                 load_checkpoint(trainer, latest)
+            self.processes.share(None)  # all have read the checkpoint that the leader is about to replace
             trainer.run(self._save)
+            self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
 
     def _save(self, trainer: Trainer) -> None:
         """Write to the folder of the stage that the last epoch belonged to."""
+        if not self.processes.leader:
+            return
         progress = trainer.progress
         number = progress.stage if progress.epoch else progress.stage - 1
         save_checkpoint(trainer, self.checkpoints()[number])
@@ -264,11 +262,14 @@ class Run:
     # --- search ------------------------------------------------------------------------------------------------
 
     def search(self, config: RunConfig | None = None) -> dict[str, Any]:
-        """Search with this run's settings, or others; return what ``front.json`` holds."""
+        """Search with this run's settings, or others; return what ``front.json`` holds (nothing in a follower)."""
+        if not self.processes.leader:
+            self.processes.serve(self.evaluator.judge)
+            return {}
         settings = (config or self.config).search
         self.check_search(config or self.config)
         evaluator = self.evaluator
-        with self.phase("search"):
+        with self.phase("search"), self.processes.leading():
             search = Search(
                 self.store,
                 evaluator,
@@ -282,6 +283,7 @@ class Run:
                 ),
                 components.strategy_maker(self.registry, settings.strategy, settings.options),
                 self.recorder,
+                self.processes,
             )
             search.run()
             return search.write_front()
@@ -348,85 +350,30 @@ class Run:
         Raises:
             StoreError: none was.
         """
-        found = [export["sample"] for export in self.exports()]
+        from qnas.exports import list_exports
+
+        found = [export["sample"] for export in list_exports(self.store)]
         if not found:
             raise StoreError(f"{self.store.path} holds no exported model. Run `qnas export {self.store.path}` first.")
         return found
 
-    def exports(self) -> list[dict[str, Any]]:
-        """Return what is known of every exported subnet, verification included, in the order of their keys."""
-        found = []
-        for path in sorted((self.store.path / "exports").glob("*/export.json")):
-            verified = self.store.read_json(path.with_name("verify.json"))
-            found.append({**self.store.read_json(path), "verify": verified})
-        return found
+    @cached_property
+    def exports(self) -> Exports:
+        """What writes and verifies exported models."""
+        from qnas.exports import Exports
+
+        device = self.registry.load("device", self.config.deploy_device)()
+        return Exports(self.store, self.evaluator, device, self.config.deploy_device)
 
     def export(self, sample: Sample) -> dict[str, Any]:
-        """Write a subnet as integer ONNX and bit-packed; return what ``export.json`` holds.
-
-        Raises:
-            ExportError: a part of it has no integer counterpart.
-        """
-        from qnas.deploy import export_onnx, write_packed
-
-        key = self.space.key(sample)
-        folder = self.store.export_directory(key)
+        """Write a subnet as integer ONNX and bit-packed; see :meth:`qnas.exports.Exports.export`."""
         with self.phase("export"):
-            (folder / "verify.json").unlink(missing_ok=True)  # it speaks of the model that is replaced now
-            subnet = self.subnet(sample)
-            names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
-            names["qnas.classes"] = json.dumps(self.data.class_names)
-            summary = export_onnx(subnet, folder / "model.onnx", metadata=names)
-            packed_bytes = write_packed(subnet, folder / "packed.safetensors", metadata=names)
-            value = {
-                "key": key,
-                "sample": sample,
-                "onnx": str(Path("exports") / key / "model.onnx"),
-                "onnx_bytes": summary.size_bytes,
-                "packed": str(Path("exports") / key / "packed.safetensors"),
-                "packed_bytes": packed_bytes,
-                "operators": self.device.operators(str(folder / "model.onnx")),
-                "device": self.config.deploy_device,
-                "float_islands": [asdict(island) for island in summary.islands],
-            }
-            write_json(folder / "export.json", value)
-        return value
+            return self.exports.export(sample)
 
     def verify(self, sample: Sample) -> dict[str, Any]:
-        """Compare an exported model with its subnet over the whole test split; return what ``verify.json`` holds.
-
-        Raises:
-            StoreError: the subnet was not exported.
-        """
-        from qnas.deploy import verify
-
-        key = self.space.key(sample)
-        folder = self.store.export_directory(key)
-        if not all((folder / name).is_file() for name in ("export.json", "model.onnx")):
-            raise StoreError(
-                f"{self.store.path} holds no exported model of subnet {key}. "
-                f"Run `qnas export {self.store.path} --config {key}` first."
-            )
+        """Compare an exported model with its subnet; see :meth:`qnas.exports.Exports.verify`."""
         with self.phase("verify"):
-            evaluator = self.evaluator
-            subnet = evaluator.subnet(sample)
-            report = verify(
-                subnet,
-                folder / "model.onnx",
-                self.device,
-                evaluator.images("test", subnet.resolution),
-                self.data.test.labels,
-                task=evaluator.task,
-            )
-            value = {"key": key, "device": self.config.deploy_device, "version": self.device.version}
-            value |= report.to_json()
-            write_json(folder / "verify.json", value)
-        return value
-
-    @cached_property
-    def device(self) -> Any:
-        """The device that executes exported models."""
-        return self.registry.load("device", self.config.deploy_device)()
+            return self.exports.verify(sample)
 
     # --- report ------------------------------------------------------------------------------------------------
 
@@ -437,6 +384,7 @@ class Run:
 
     def report(self) -> list[Path]:
         """Write ``report.html`` and ``front.png`` from what there is; return their paths."""
+        from qnas.exports import list_exports
         from qnas.report import ReportData, write_report
 
         with self.phase("report"):
@@ -453,7 +401,7 @@ class Run:
                 history=self.progress().history,
                 trials=trials,
                 front=fronts[-1] if fronts else {},
-                exports=self.exports(),
+                exports=list_exports(self.store),
                 timings=self.timings(),
                 name=self.store.path.name,
             )

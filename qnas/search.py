@@ -12,9 +12,10 @@ import numpy as np
 from qnas.constraints import FeasibleSet, parse_constraint, total_violation
 from qnas.costs import CostTable, sample_costs
 from qnas.errors import ConfigError, ConstraintError, unknown_name
-from qnas.evaluate import Evaluator
+from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json
 from qnas.pareto import front
+from qnas.processes import Processes
 from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
 from qnas.recorder import NullRecorder, Recorder
 from qnas.space import Sample
@@ -64,6 +65,7 @@ class Search:
         settings: name the search.
         make_strategy: returns the strategy for a problem.
         recorder: receives ``search`` and ``trial`` events.
+        processes: those that judge; what is found does not depend on their number.
 
     Raises:
         ConstraintError: no subnet can meet the constraints on costs.
@@ -76,7 +78,9 @@ class Search:
         settings: SearchSettings,
         make_strategy: Any,
         recorder: Recorder | None = None,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         self.store = store
         self.evaluator = evaluator
         self.settings = settings
@@ -109,29 +113,38 @@ class Search:
                 self.pending = self.strategy.ask(self.settings.evaluations - len(self.trials))
                 if not self.pending:
                     break  # every subnet that the strategy can think of is judged
-            self._judge(self.pending.pop(0))
+            self._judge(self.pending[: self.processes.size])
         return self.trials
 
-    def _judge(self, sample: Sample) -> None:
+    def _judge(self, samples: Sequence[Sample]) -> None:
+        """Judge some pending samples at once, then store them one after another, in the order asked."""
+        keys = [self.evaluator.cache_key(sample, "search") for sample in samples]
+        new = [i for i, key in enumerate(keys) if self.store.cached(key) is None]
+        found = self.processes.map(self.evaluator.judge, [(samples[i], "search") for i in new])
+        evaluations = dict(zip(new, found, strict=True))
+        for i, (sample, cache_key) in enumerate(zip(samples, keys, strict=True)):
+            self._finish(sample, cache_key, evaluations.get(i))
+
+    def _finish(self, sample: Sample, cache_key: str, evaluation: Evaluation | None) -> None:
+        """Tell and store one trial; ``None`` takes the stored evaluation."""
         space = self.evaluator.supernet.space
         key = space.key(sample)
-        cache_key = self.evaluator.cache_key(sample, "search")
-        stored = self.store.cached(cache_key)
-        if stored is None:
-            evaluation = self.evaluator.evaluate(sample)
-            metrics, correct, count = evaluation.metrics, evaluation.packed(), len(evaluation.correct)
-        else:
+        if evaluation is None:
+            stored = self.store.cached(cache_key)
+            assert stored is not None
             # A cost model that was installed since then is not among the stored metrics.
             metrics = {**stored[0], **sample_costs(space, self.evaluator.costs, sample)}
-            correct, count = stored[1], 0
+        else:
+            metrics = evaluation.metrics
         trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
         self.strategy.tell([trial])
+        self.pending.pop(0)
         with self.store.transaction():
-            if stored is None:
-                self.store.put_evaluation(cache_key, key, "search", metrics, count, correct)
+            if evaluation is not None:
+                self.store.put_evaluation(cache_key, key, "search", metrics, evaluation.num_images, evaluation.packed())
             self.store.put_trial(self.name, len(self.trials), trial, cache_key, self._state())
         self.trials.append(trial)
-        values = {"number": len(self.trials), "key": key, "metrics": metrics, "cached": stored is not None}
+        values = {"number": len(self.trials), "key": key, "metrics": metrics, "cached": evaluation is None}
         self.recorder.record("trial", values)
 
     def _state(self) -> State:
@@ -157,7 +170,7 @@ class Search:
     def write_front(self) -> dict[str, Any]:
         """Report the front on the test split, choose one point, and write ``front.json``; return what it holds."""
         found = self.front()
-        points = [self._point(trial) for trial in found]
+        points = [self._point(*pair) for pair in zip(found, self._measure_test(found), strict=True)]
         metric = self.evaluator.task.metric
         value = {
             "search": self.name,
@@ -175,9 +188,8 @@ class Search:
         write_json(self.store.search_directory(self.name) / "front.json", value)
         return value
 
-    def _point(self, trial: Trial) -> dict[str, Any]:
+    def _point(self, trial: Trial, test: dict[str, float]) -> dict[str, Any]:
         metric = self.evaluator.task.metric
-        test = self.test_metrics(trial)
         counts = {name: len(self.evaluator.data.split(name)) for name in ("search", "test")}
         layers = [
             {**asdict(layer), "macs": layer.macs, "num_weights": layer.num_weights}
@@ -192,18 +204,18 @@ class Search:
             "layers": layers,
         }
 
-    def test_metrics(self, trial: Trial) -> dict[str, float]:
-        """Return a trial's metrics on the test split; only for reports, after selection."""
-        cache_key = self.evaluator.cache_key(trial.sample, "test")
-        stored = self.store.cached(cache_key)
-        if stored is not None:
-            return stored[0]
-        evaluation = self.evaluator.evaluate(trial.sample, "test")
+    def _measure_test(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
+        """Return trials' metrics on the test split; only for reports, after selection."""
+        keys = [self.evaluator.cache_key(trial.sample, "test") for trial in trials]
+        new = [(trial, key) for trial, key in zip(trials, keys, strict=True) if self.store.cached(key) is None]
+        found = self.processes.map(self.evaluator.judge, [(trial.sample, "test") for trial, _ in new])
         with self.store.transaction():
-            self.store.put_evaluation(
-                cache_key, trial.key, "test", evaluation.metrics, len(evaluation.correct), evaluation.packed()
-            )
-        return evaluation.metrics
+            for (trial, key), evaluation in zip(new, found, strict=True):
+                self.store.put_evaluation(
+                    key, trial.key, "test", evaluation.metrics, evaluation.num_images, evaluation.packed()
+                )
+        stored = [self.store.cached(key) for key in keys]
+        return [entry[0] for entry in stored if entry is not None]
 
 
 def choose(points: Sequence[Trial], metric: str, objectives: Sequence[Objective]) -> Trial:

@@ -55,13 +55,15 @@ class RunDirectory:
     Args:
         path: of the directory.
         create: make it, and refuse one that holds anything but what a process left that was killed while making it.
+        follow: only read, beside the process that holds the lock (see ``qnas.processes``).
 
     Raises:
         StoreError: absent, in use by another process, or not a run directory.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, follow: bool = False) -> None:
         self.path = path
+        self.follow = follow
         if create:
             if path.exists() and not _is_free(path):
                 raise StoreError(
@@ -79,11 +81,14 @@ class RunDirectory:
                 f"{path} is no run directory: it has no {CONFIG}. Give the folder that `qnas run` or `qnas train` "
                 "named (its --out)."
             )
+        self._database: sqlite3.Connection | None = None
+        self._lock = -1
+        if follow:
+            return
         self._lock = self._acquire()
         for leftover in path.rglob(f"*{PARTIAL}"):
             if leftover.is_file():
                 leftover.unlink()
-        self._database: sqlite3.Connection | None = None
 
     def _acquire(self) -> int:
         try:
@@ -143,6 +148,8 @@ class RunDirectory:
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Add to the time that a phase took."""
+        if self.follow:
+            return
         path = self.path / "timings.json"
         timings = self.read_json(path, {})
         timings[phase] = round(timings.get(phase, 0.0) + seconds, 3)
@@ -152,7 +159,8 @@ class RunDirectory:
 
     @property
     def database(self) -> sqlite3.Connection:
-        """The trials' database, opened when first used."""
+        """The trials' database, opened when first used; only by the process that holds the lock."""
+        assert not self.follow, "a follower has no database"
         if self._database is None:
             try:
                 self._database = sqlite3.connect(self.path / "trials.sqlite", isolation_level=None)

@@ -14,6 +14,7 @@ from qnas.data import TrainBatches, resize
 from qnas.errors import TrainingDivergedError
 from qnas.nn.quantizer import ROLES
 from qnas.nn.supernet import Supernet
+from qnas.processes import Processes
 from qnas.protocols import Sampler, Supervision
 from qnas.recorder import NullRecorder, Recorder
 from qnas.rng import generator
@@ -103,6 +104,7 @@ class Trainer:
         stages: in order.
         settings: of every stage.
         recorder: receives ``stage``, ``step`` and ``epoch`` events.
+        processes: those that share each batch; ``batches`` gives this one's shard. All draw the same subnets.
     """
 
     def __init__(
@@ -114,8 +116,11 @@ class Trainer:
         stages: tuple[Stage, ...],
         settings: TrainSettings,
         recorder: Recorder | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.supernet = supernet
+        self.processes = processes or Processes()
+        supernet.connect(self.processes.ranks)
         self.batches = batches
         self.sampler = sampler
         self.supervision = supervision
@@ -176,8 +181,7 @@ class Trainer:
         self.supernet.train()
         self.supernet.activate(self.view.highest())
         self.supernet.set_mode("start", roles)
-        images = self.batches.split.subset(self.settings.start_images, self.settings.seed, "start").images
-        self.supernet(self.batches.pixels.normalise(images))
+        self.supernet(self.batches.start_images(self.settings.start_images, self.settings.seed))
 
     def _inherit(self, before: Stage, stage: Stage) -> None:
         """Start the stage's new bit-widths from the lowest of the stage before."""
@@ -239,7 +243,7 @@ class Trainer:
         """Train one step: the gradients of all its subnets add up, then the optimizer moves once.
 
         Args:
-            images: ``[N, C, S, S]``.
+            images: ``[N, C, S, S]``, this process's shard of the batch.
             labels: ``[N]``.
             epoch, step: name the step's random draws.
             lr: learning rate of the weights.
@@ -255,19 +259,26 @@ class Trainer:
         samples = self.sampler.draw(self.view, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
         self.supervision.begin_step(images, labels)
         sized = {images.shape[-1]: images}
-        losses = []
+        found: list[Tensor] = []
         for position, sample in enumerate(samples):
             size = space.resolution(sample)
             if size not in sized:
                 sized[size] = resize(images, size).contiguous(memory_format=torch.channels_last)
             self.supernet.activate(sample)
-            loss = self.supervision.loss(position, self.supernet(sized[size]), labels)
+            with self.processes.autocast():
+                logits = self.supernet(sized[size])
+            loss = self.supervision.loss(position, logits.float(), labels)
             penalty = self.supernet.penalty()
-            self._check(float(loss.detach()), "loss", sample, step)
             (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
-            losses.append(float(loss.detach()))
+            found.append(loss.detach())
             macs = sum(layer.macs for layer in self.supernet.layers)
-            self.progress.image_passes += len(images) * macs / self._largest_macs
+            self.progress.image_passes += len(images) * self.processes.size * macs / self._largest_macs
+        losses: list[float] = self.processes.ranks.mean(
+            torch.stack(found)
+        ).tolist()  # at once: each read waits for a GPU
+        for value, sample in zip(losses, samples, strict=True):
+            self._check(value, "loss", sample, step)
+        self.processes.average_gradients(self.supernet.parameters())
         norm = float(nn.utils.clip_grad_norm_(self.supernet.parameters(), settings.clip_norm))
         self._check(norm, "gradient norm", samples[0], step)
         self.optimizer.step()

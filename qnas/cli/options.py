@@ -53,6 +53,7 @@ INT_LIST = IntList()
 MODEL = "model"
 TRAINING = "training"
 SEARCHING = "search"
+PROCESSES = "processes"
 
 # parameter -> (settings, group, click arguments)
 _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] = {
@@ -118,6 +119,30 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         TRAINING,
         ("--threads",),
         {"type": int, "help": "CPU threads; results depend on them. One for small images by default."},
+    ),
+    "device": (
+        ("device",),
+        PROCESSES,
+        ("--device",),
+        {"type": click.Choice(["auto", "cpu", "cuda"]), "help": "Where nets train and are judged."},
+    ),
+    "devices": (
+        ("devices",),
+        PROCESSES,
+        ("--devices",),
+        {"type": int, "help": "Processes on each machine, one a device; they share each batch."},
+    ),
+    "num_nodes": (
+        ("num_nodes",),
+        PROCESSES,
+        ("--num-nodes",),
+        {"type": int, "help": "Machines; start the command on each, by torchrun for example."},
+    ),
+    "precision": (
+        ("precision",),
+        TRAINING,
+        ("--precision",),
+        {"type": click.Choice(["float32", "bf16-mixed"]), "help": "Of training; subnets are judged in float32."},
     ),
     "strategy": (("search.strategy",), SEARCHING, ("--strategy",), {"help": "Search strategy."}),
     "evaluations": (("search.evaluations",), SEARCHING, ("--evaluations",), {"type": int, "help": "Subnets to judge."}),

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from qnas.cli.options import MODEL, SEARCHING, TRAINING, config_options, output_options, start_options
+from qnas.cli.options import MODEL, PROCESSES, SEARCHING, TRAINING, config_options, output_options, start_options
 
 
 @click.command("run")
 @start_options
-@config_options(MODEL, TRAINING, SEARCHING)
+@config_options(MODEL, TRAINING, SEARCHING, PROCESSES)
 @output_options
 def command(quiet: bool, as_json: bool, **params: Any) -> None:
     """Train a supernet, search it, export and verify the chosen subnet, write the report.
@@ -25,15 +25,18 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas run --no-se --act relu --objective accuracy --objective size_bytes
       qnas run --constraint "bitops<=1e7" --out runs/tiny
       qnas run --config-file my.toml --set train.warmup=0.2
+      qnas run --devices 2 --device cuda --precision bf16-mixed
       qnas run --resume runs/tiny
     """
     from qnas.cli.session import open_session
 
-    with open_session(params, quiet=quiet or as_json) as session:
+    with open_session(params, quiet=quiet or as_json, together=True) as session:
         run = session.run
         session.say(f"Run directory: {run.store.path}")
         run.train()
         front = run.search()
+        if not session.leads:
+            return
         sample = run.resolve(None, search=front["search"])
         exported = run.export(sample)
         report = run.verify(sample)

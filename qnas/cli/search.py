@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from qnas.cli.options import SEARCHING, config_options, output_options
+from qnas.cli.options import PROCESSES, SEARCHING, config_options, output_options
 
 
 @click.command("search")
 @click.argument("run", type=click.Path(path_type=Path))
-@config_options(SEARCHING)
+@config_options(SEARCHING, PROCESSES)
 @output_options
 def command(quiet: bool, as_json: bool, **params: Any) -> None:
     """Search the trained supernet in RUN, with its own settings or others.
 
     A search with the settings of an earlier one goes on with it; other settings begin a new one beside it. Judged
-    subnets are never judged again.
+    subnets are never judged again. What is found does not depend on the number of processes that judge.
 
     \b
     Examples:
@@ -28,12 +28,13 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
     """
     from qnas.cli import console
     from qnas.cli.options import flag_settings
-    from qnas.cli.session import open_session
+    from qnas.cli.session import PLACEMENT, open_session
     from qnas.config import load_config, nested
     from qnas.errors import ConfigError
 
-    with open_session(params, quiet=quiet or as_json) as session:
-        changes = flag_settings(params)
+    changes = flag_settings(params)
+    placement = {name: changes.pop(name) for name in PLACEMENT if name in changes}
+    with open_session(params, quiet=quiet or as_json, together=True, placement=placement) as session:
         for name in changes:
             if not name.startswith("search."):
                 raise ConfigError(
@@ -46,4 +47,6 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
         if "search.options" in changes:
             stored["search"]["options"] = {}
         front = session.run.search(load_config(stored, nested(changes)))
+        if not session.leads:
+            return
         console.print_json(front) if as_json else console.print_front(front)

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from qnas.config import RunConfig
+    from qnas.plugins import Registry
+    from qnas.processes import Processes
     from qnas.run import Run
+
+PLACEMENT = ("device", "devices", "num_nodes")
 
 
 @dataclass
@@ -23,6 +28,11 @@ class Session:
     run: Run
     quiet: bool
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process should print, export and report."""
+        return self.run.processes.leader
+
     def say(self, text: str) -> None:
         """Print a remark to standard error."""
         if not self.quiet:
@@ -30,31 +40,35 @@ class Session:
 
 
 @contextmanager
-def open_session(params: Mapping[str, Any], *, quiet: bool) -> Iterator[Session]:
-    """Make a run of the flags, or open the one that ``resume`` (or ``run``) names."""
+def open_session(
+    params: Mapping[str, Any], *, quiet: bool, together: bool = False, placement: Mapping[str, Any] | None = None
+) -> Iterator[Session]:
+    """Make a run of the flags, or open the one that ``resume`` (or ``run``) names.
+
+    Args:
+        params: of the command.
+        quiet: show no progress.
+        together: start the processes that the configuration asks for. The command's body then runs in each of them:
+            only the leader holds the directory, records, and should print.
+        placement: device, devices and num_nodes to use instead of the configuration's.
+    """
     from qnas.cli import console
-    from qnas.cli.options import default_directory, refuse_changes, resolve_config
     from qnas.plugins import load_registry
-    from qnas.run import Run
+    from qnas.processes import is_follower
 
     registry = load_registry()
+    if together and is_follower():
+        with _follow(registry, params, placement or {}) as run:
+            yield Session(run, quiet=True)
+        return
     for broken in registry.broken:
         click.echo(f"Warning: plugin {broken.owner} is set aside: {broken.reason}", err=True)
     recorder = console.make_recorder(quiet)
-    path: Path | None = params.get("resume") or params.get("run")
-    if path is not None:
-        run = Run.open(path, registry, recorder)
-        if params.get("resume"):
-            try:
-                refuse_changes(run.config, params, path)
-            except BaseException:
-                run.close()
-                raise
-    else:
-        config = resolve_config(registry, params)
-        out = params.get("out") or default_directory(config)
-        run = Run.create(out, config, registry, recorder, shlex.join(["qnas", *sys.argv[1:]]))
+    run = _open(registry, params, recorder)
     try:
+        if together:
+            run.join(_connect(run.config, placement or {}))
+            run.processes.share((run.store.path.absolute(), run.config))
         yield Session(run, quiet)
     except KeyboardInterrupt:
         click.echo(f"Stopped. `qnas run --resume {run.store.path}` goes on where it was.", err=True)
@@ -63,3 +77,54 @@ def open_session(params: Mapping[str, Any], *, quiet: bool) -> Iterator[Session]
         if isinstance(recorder, console.ProgressRecorder):
             recorder.close()
         run.close()
+        run.processes.close()
+
+
+def _open(registry: Registry, params: Mapping[str, Any], recorder: Any) -> Run:
+    from qnas.cli.options import default_directory, refuse_changes, resolve_config
+    from qnas.run import Run
+
+    path: Path | None = params.get("resume") or params.get("run")
+    if path is None:
+        config = resolve_config(registry, params)
+        out = params.get("out") or default_directory(config)
+        return Run.create(out, config, registry, recorder, shlex.join(["qnas", *sys.argv[1:]]))
+    run = Run.open(path, registry, recorder)
+    if params.get("resume"):
+        try:
+            refuse_changes(run.config, params, path)
+        except BaseException:
+            run.close()
+            raise
+    return run
+
+
+def _connect(config: RunConfig, placement: Mapping[str, Any]) -> Processes:
+    from qnas.processes import connect, resolve_device
+
+    where = {name: getattr(config, name) for name in PLACEMENT} | dict(placement)
+    where["device"] = resolve_device(where["device"])
+    return connect(**where, precision=config.precision)
+
+
+@contextmanager
+def _follow(registry: Registry, params: Mapping[str, Any], placement: Mapping[str, Any]) -> Iterator[Run]:
+    """Open the leader's run in another process. What goes wrong, the leader says."""
+    from qnas.cli.options import resolve_config
+    from qnas.config import load_config, read_toml
+    from qnas.errors import QnasError
+    from qnas.run import Run
+    from qnas.store import CONFIG
+
+    try:
+        path: Path | None = params.get("resume") or params.get("run")
+        config = resolve_config(registry, params) if path is None else load_config(read_toml(path / CONFIG))
+        processes = _connect(config, placement)
+        path, config = processes.share(None)
+        run = Run.follow(path, config, registry)
+        run.join(processes)
+        with run:
+            yield run
+        processes.close()
+    except (QnasError, KeyboardInterrupt):
+        raise click.exceptions.Exit(1) from None

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qnas.nn.ranks import Ranks
+
 EPS = 1e-5
 MOMENTUM = 0.1
 
@@ -17,7 +19,8 @@ class ElasticBatchNorm(nn.Module):
 
     A bank is chosen by the value of any knob (a quantizer's branch, a bit-width); without one there is a single bank.
     In training the current batch's statistics are used; the running ones are kept for folding policies that want
-    them. A subnet is never judged with them: it is recalibrated.
+    them. A subnet is never judged with them: it is recalibrated. Several processes normalise with the statistics of
+    their whole batch, as one process would.
 
     Args:
         channels: the largest number of channels.
@@ -29,6 +32,7 @@ class ElasticBatchNorm(nn.Module):
         self.channels = channels
         self.banks = tuple(banks)
         self.bank = self.banks[0]
+        self.ranks = Ranks()
         self.weights = nn.ParameterList([nn.Parameter(torch.ones(channels)) for _ in self.banks])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(channels)) for _ in self.banks])
         for i in range(len(self.banks)):
@@ -55,7 +59,24 @@ class ElasticBatchNorm(nn.Module):
         """Normalise ``[N, C, H, W]`` with ``C`` at most ``channels``, by its own statistics when training."""
         gamma, beta = self.parameters_of(x.shape[1])
         mean, var = self.running(x.shape[1])
+        if self.training and self.ranks.size > 1:
+            return self._forward_together(x, gamma, beta)
         return F.batch_norm(x, mean, var, gamma, beta, self.training, MOMENTUM, EPS)
+
+    def _forward_together(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """Normalise by the statistics over all processes; float32 mathematics under autocast."""
+        mean, var, count = batch_statistics(x, self.ranks)
+        self.track(mean, var * (count / max(count - 1, 1)))
+        factor = gamma * torch.rsqrt(var + EPS)
+        y = x.float() * factor.reshape(1, -1, 1, 1) + (beta - mean * factor).reshape(1, -1, 1, 1)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics of the active bank towards those of a batch, ``[C]`` each."""
+        running_mean, running_var = self.running(len(mean))
+        running_mean.lerp_(mean, MOMENTUM)
+        running_var.lerp_(var, MOMENTUM)
 
     def extract(self, channels: int) -> nn.BatchNorm2d:
         """Return a plain batch normalisation of the active bank and a prefix of the channels."""
@@ -68,6 +89,21 @@ class ElasticBatchNorm(nn.Module):
             plain.running_mean.copy_(mean)  # type: ignore[union-attr]
             plain.running_var.copy_(var)  # type: ignore[union-attr]
         return plain
+
+
+def batch_statistics(y: Tensor, ranks: Ranks | None = None) -> tuple[Tensor, Tensor, int]:
+    """Return mean and biased variance over all but the channels of ``[N, C, H, W]``, and the number of values.
+
+    Over several processes, which hold equal shares of the batch, the variance is the mean of theirs and the variance
+    of their means: nothing cancels. In float32 at least.
+    """
+    y = y if y.dtype in (torch.float32, torch.float64) else y.float()
+    var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+    count = y.numel() // y.shape[1]
+    if ranks is None or ranks.size == 1:
+        return mean, var, count
+    whole = ranks.mean(mean)
+    return whole, ranks.mean(var + (mean - whole) ** 2), count * ranks.size
 
 
 class _Count:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qnas.errors import unknown_name
-from qnas.nn.batchnorm import EPS, MOMENTUM
+from qnas.nn.batchnorm import EPS, batch_statistics
 
 if TYPE_CHECKING:
     from qnas.nn.elastic import ElasticConv
@@ -54,9 +54,8 @@ class MovingFolding:
         mean, var = layer.bn.running(weight.shape[0])
         if layer.bn.training:
             with torch.no_grad():
-                batch_mean, batch_var, _ = batch_statistics(layer.convolve(x, weight))
-                mean.lerp_(batch_mean, MOMENTUM)
-                var.lerp_(batch_var, MOMENTUM)
+                batch_mean, batch_var, _ = batch_statistics(layer.convolve(x, weight), layer.bn.ranks)
+            layer.bn.track(batch_mean, batch_var)
         return _folded(layer, x, weight, mean, var)
 
 
@@ -71,17 +70,9 @@ class BatchFolding:
         mean, var = layer.bn.running(weight.shape[0])
         if not layer.bn.training:
             return _folded(layer, x, weight, mean, var)
-        batch_mean, batch_var, _ = batch_statistics(layer.convolve(x, weight))
-        with torch.no_grad():
-            mean.lerp_(batch_mean, MOMENTUM)
-            var.lerp_(batch_var, MOMENTUM)
+        batch_mean, batch_var, _ = batch_statistics(layer.convolve(x, weight), layer.bn.ranks)
+        layer.bn.track(batch_mean, batch_var)
         return _folded(layer, x, weight, batch_mean, batch_var)
-
-
-def batch_statistics(y: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return mean and biased variance over all but the channels of ``[N, C, H, W]``, and the number of values."""
-    var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
-    return mean, var, y.numel() // y.shape[1]
 
 
 def _folded(layer: ElasticConv, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor) -> Tensor:

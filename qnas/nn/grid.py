@@ -75,12 +75,12 @@ class CodebookGrid:
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of the nearest levels (int16, the shape of ``x``); a tie goes to the lower level."""
-        middles = (self.table[1:] + self.table[:-1]) / 2
-        return torch.bucketize(x.contiguous(), middles).to(torch.int16)
+        table = self.table.to(x.device)
+        return torch.bucketize(x.contiguous(), (table[1:] + table[:-1]) / 2).to(torch.int16)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values of codes."""
-        return self.table[codes.long()]
+        return self.table.to(codes.device)[codes.long()]
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the nearest level of each value."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from qnas.nn.grid import Grid
+from qnas.nn.ranks import Ranks
 from qnas.space import Knob, Site, Value
 
 ROLES = ("weight", "activation")
@@ -65,6 +66,7 @@ class Quantizer(nn.Module, ABC):
         roles: where it can be used.
         absorbs_relu: set per site: ``forward(x)`` equals ``forward(relu(x))``, gradient included, so the caller may
             leave the ReLU out.
+        ranks: the processes that share the batch; state that follows activations must be reduced over them.
     """
 
     roles: frozenset[str] = frozenset({"weight", "activation"})
@@ -78,6 +80,7 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, site: QuantizerSite) -> None:
         super().__init__()
         self.site = site
+        self.ranks = Ranks()
 
     @classmethod
     def knobs(cls, site: Site) -> Iterable[Knob]:

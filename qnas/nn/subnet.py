@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
 from qnas.nn.activation import GridQuantize
+from qnas.nn.batchnorm import batch_statistics
 from qnas.nn.conv import convolve
-from qnas.nn.folding import batch_statistics
 from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
 from qnas.nn.quantizer import Quantizer, SiteContext
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from qnas.layers import LayerSpec
 from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish
 from qnas.nn.active import ActiveSubnet
+from qnas.nn.batchnorm import ElasticBatchNorm
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.grid import AffineGrid
 from qnas.nn.quantizer import ROLES, Quantizer, QuantizerSite
+from qnas.nn.ranks import Ranks
 from qnas.nn.subnet import Subnet
 from qnas.space import Sample, SearchSpace, Site, Value
 
@@ -142,6 +144,12 @@ class Supernet(nn.Module):
         )
         for module in self._elastic:
             module.activate(active)
+
+    def connect(self, ranks: Ranks) -> None:
+        """Let batch normalisation and quantizers see the whole batch of a step that several processes share."""
+        for module in self.modules():
+            if isinstance(module, (ElasticBatchNorm, Quantizer)):
+                module.ranks = ranks
 
     def set_mode(self, mode: str, roles: Sequence[str] = ROLES) -> None:
         """Set all sites of the given roles to ``float``, ``start`` or ``quantize``.

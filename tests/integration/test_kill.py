@@ -98,14 +98,14 @@ def kill_after_trial(nth: str) -> None:
     """Kill between a trial's commit and whatever comes next."""
     from qnas.search import Search
 
-    judge, last = Search._judge, due(nth)
+    finish, last = Search._finish, due(nth)
 
-    def judged(self: Search, *args: Any) -> None:
-        judge(self, *args)
+    def finished(self: Search, *args: Any) -> None:
+        finish(self, *args)
         if last():
             kill()
 
-    Search._judge = judged
+    Search._finish = finished
 
 
 def kill_in_stage_change(nth: str) -> None:

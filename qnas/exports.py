@@ -1,0 +1,97 @@
+"""Exported subnets of a run: written, verified, listed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qnas.deploy import export_onnx, verify, write_packed
+from qnas.errors import StoreError
+from qnas.evaluate import Evaluator
+from qnas.files import write_json
+from qnas.protocols import Device
+from qnas.space import Sample
+from qnas.store import RunDirectory
+
+
+class Exports:
+    """The folder ``exports`` of a run.
+
+    Args:
+        store: of the run.
+        evaluator: makes subnets ready and knows the images.
+        device: executes exported models.
+        device_name: under which it is registered.
+    """
+
+    def __init__(self, store: RunDirectory, evaluator: Evaluator, device: Device, device_name: str) -> None:
+        self.store = store
+        self.evaluator = evaluator
+        self.device = device
+        self.device_name = device_name
+
+    def export(self, sample: Sample) -> dict[str, Any]:
+        """Write a subnet as integer ONNX and bit-packed; return what ``export.json`` holds.
+
+        Raises:
+            ExportError: a part of it has no integer counterpart.
+        """
+        key = self.evaluator.supernet.space.key(sample)
+        folder = self.store.export_directory(key)
+        (folder / "verify.json").unlink(missing_ok=True)  # it speaks of the model that is replaced now
+        subnet = self.evaluator.subnet(sample)
+        names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
+        names["qnas.classes"] = json.dumps(self.evaluator.data.class_names)
+        summary = export_onnx(subnet, folder / "model.onnx", metadata=names)
+        packed_bytes = write_packed(subnet, folder / "packed.safetensors", metadata=names)
+        value = {
+            "key": key,
+            "sample": sample,
+            "onnx": str(Path("exports") / key / "model.onnx"),
+            "onnx_bytes": summary.size_bytes,
+            "packed": str(Path("exports") / key / "packed.safetensors"),
+            "packed_bytes": packed_bytes,
+            "operators": self.device.operators(str(folder / "model.onnx")),
+            "device": self.device_name,
+            "float_islands": [asdict(island) for island in summary.islands],
+        }
+        write_json(folder / "export.json", value)
+        return value
+
+    def verify(self, sample: Sample) -> dict[str, Any]:
+        """Compare an exported model with its subnet over the whole test split; return what ``verify.json`` holds.
+
+        Raises:
+            StoreError: the subnet was not exported.
+        """
+        evaluator = self.evaluator
+        key = evaluator.supernet.space.key(sample)
+        folder = self.store.export_directory(key)
+        if not all((folder / name).is_file() for name in ("export.json", "model.onnx")):
+            raise StoreError(
+                f"{self.store.path} holds no exported model of subnet {key}. "
+                f"Run `qnas export {self.store.path} --config {key}` first."
+            )
+        subnet = evaluator.subnet(sample)
+        report = verify(
+            subnet,
+            folder / "model.onnx",
+            self.device,
+            (images.cpu() for images in evaluator.images("test", subnet.resolution)),
+            evaluator.data.test.labels,
+            task=evaluator.task,
+        )
+        value = {"key": key, "device": self.device_name, "version": self.device.version, **report.to_json()}
+        write_json(folder / "verify.json", value)
+        return value
+
+
+def list_exports(store: RunDirectory) -> list[dict[str, Any]]:
+    """Return what is known of every exported subnet, verification included, in the order of their keys."""
+    found = []
+    for path in sorted((store.path / "exports").glob("*/export.json")):
+        verified = store.read_json(path.with_name("verify.json"))
+        found.append({**store.read_json(path), "verify": verified})
+    return found
