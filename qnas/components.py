@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -18,7 +18,7 @@ from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes
-from qnas.protocols import CostModel, SearchProblem, Strategy
+from qnas.protocols import Calibrator, CostModel, RangeCalibrator, SearchProblem, Strategy
 from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
 from qnas.train import Stage, Trainer, TrainSettings
@@ -105,7 +105,13 @@ def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpac
         seen = dict.fromkeys(classes)  # one class in both roles adds its knobs once
         return [knob for cls in seen for knob in cls.knobs(site)]
 
-    scheme = QuantScheme(quantization.w_bits, quantization.a_bits, quantization.granularity, site_knobs=site_knobs)
+    scheme = QuantScheme(
+        quantization.w_bits,
+        quantization.a_bits,
+        quantization.granularity,
+        site_knobs=site_knobs,
+        w_zero_points=classes[0].has_weight_zero_points(**quantization.weight_options),
+    )
     space: SearchSpace = make(
         registry.load("space", config.space.name),
         f"space {config.space.name!r}",
@@ -158,8 +164,9 @@ def build_trainer(
     data: Data,
     recorder: Any,
     processes: Processes,
+    started: Sequence[str] = (),
 ) -> Trainer:
-    """Return a trainer at its start, on the device of the processes."""
+    """Return a trainer at its start, on the device of the processes; for ``started`` see there."""
     train = config.train
     return Trainer(
         supernet.to(processes.device),
@@ -198,7 +205,44 @@ def build_trainer(
         ),
         recorder,
         processes,
+        calibrators=range_calibrators(registry, config),
+        started=started,
     )
+
+
+def range_calibrators(registry: Registry, config: RunConfig) -> dict[str, RangeCalibrator]:
+    """Return the calibrators of ranges that the stages name.
+
+    Raises:
+        PluginError: one of them calibrates subnets instead.
+    """
+    found = {}
+    for name in dict.fromkeys(stage.calibrator for stage in config.train.all_stages() if stage.calibrator):
+        options = config.train.calibrator_options if name == config.train.calibrator else {}
+        found[name] = _calibrator(registry, name, "start", "train.calibrator_options", options)
+    return found
+
+
+def subnet_calibrators(registry: Registry, config: RunConfig) -> list[Calibrator]:
+    """Return the calibrators that adjust a subnet before it is judged.
+
+    Raises:
+        PluginError: one of them calibrates ranges at a stage's start instead.
+    """
+    options = config.evaluation.options
+    return [
+        _calibrator(registry, name, "calibrate", f"evaluation.options.{name}", options.get(name, {}))
+        for name in config.evaluation.calibrators
+    ]
+
+
+def _calibrator(registry: Registry, name: str, method: str, section: str, options: Mapping[str, Any]) -> Any:
+    found = make(registry.load("calibrator", name), f"calibrator {name!r}", section, options)
+    if not hasattr(found, method):
+        use = {"start": "evaluation.calibrators", "calibrate": "--calibrator"}[method]
+        when = {"start": "subnets before they are judged", "calibrate": "ranges at the start of a stage"}[method]
+        raise PluginError(f"Calibrator {name!r} adjusts {when}. Name it in {use} instead.")
+    return found
 
 
 def cost_models(registry: Registry) -> dict[str, CostModel]:
@@ -218,15 +262,7 @@ def build_evaluator(
         supernet,
         data,
         registry.load("task", config.task)(),
-        [
-            make(
-                registry.load("calibrator", name),
-                f"calibrator {name!r}",
-                f"evaluation.options.{name}",
-                evaluation.options.get(name, {}),
-            )
-            for name in evaluation.calibrators
-        ],
+        subnet_calibrators(registry, config),
         cost_models(registry),
         EvaluatorSettings(
             calibration_images=evaluation.calibration_images,

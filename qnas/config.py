@@ -63,13 +63,14 @@ class StageConfig(_Section):
     """One training stage."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0, description="0 only starts quantizers")
     lr: float = Field(gt=0)
     quantize: bool = True
     roles: tuple[Literal["weight", "activation"], ...] = ("weight", "activation")
     w_bits: tuple[int, ...] = ()
     a_bits: tuple[int, ...] = ()
     inherit: bool = False
+    calibrator: str | None = None
 
 
 class TrainConfig(_Section):
@@ -89,6 +90,8 @@ class TrainConfig(_Section):
     clip_norm: float = Field(default=10.0, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     start_images: int = Field(default=256, ge=1)
+    calibrator: str | None = Field(default=None, description="of ranges; by default quantizers start by their own rule")
+    calibrator_options: dict[str, Any] = {}
     stages: tuple[StageConfig, ...] = ()
 
     def all_stages(self) -> tuple[StageConfig, ...]:
@@ -98,8 +101,10 @@ class TrainConfig(_Section):
         stages = []
         if self.float_epochs:
             stages.append(StageConfig(name="float", epochs=self.float_epochs, lr=self.lr, quantize=False))
-        if self.epochs:
-            stages.append(StageConfig(name="quantized", epochs=self.epochs, lr=self.lr, quantize=True))
+        if self.epochs or self.calibrator:
+            stages.append(
+                StageConfig(name="quantized", epochs=self.epochs, lr=self.lr, quantize=True, calibrator=self.calibrator)
+            )
         return tuple(stages)
 
 

@@ -50,6 +50,7 @@ class _SiteTable:
         self.columns = [space.position[knob.label] for knob in knobs]
         sizes = [len(knob.choices) for knob in knobs]
         self.radix = np.array([int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))], dtype=np.int64)
+        self.zero_points = space.scheme.w_zero_points
         self.bits = [self._bits(space, label, fixed) for label, fixed in self._bit_sources(space, site)]
 
     @staticmethod
@@ -70,6 +71,7 @@ class _SiteTable:
         columns = {field: table[rows] for field, table in self.fields.items()}
         for name, (column, choices) in zip(("w_bits", "a_bits"), self.bits, strict=True):
             columns[name] = choices[indices[:, column]] if len(choices) > 1 else np.full(len(indices), choices[0])
+        columns["w_zero_points"] = np.int64(self.zero_points)
         cost = model.layer_cost(LayerColumns(self.name, self.kind, columns))
         return np.where(self.present[rows], cost, 0)
 

@@ -20,7 +20,7 @@ KINDS: dict[str, str] = {
     "quantizer": "fake quantization of weights or activations (qnas.nn.quantizer.Quantizer)",
     "sampler": "which subnets a training step or a population draws (qnas.protocols.Sampler)",
     "supervision": "what the subnets of a step should answer (qnas.protocols.Supervision)",
-    "calibrator": "gradient-free adjustment before judging a subnet (qnas.protocols.Calibrator)",
+    "calibrator": "gradient-free adjustment: of a subnet before it is judged, or of ranges (qnas.protocols)",
     "strategy": "which subnets to judge next (qnas.protocols.Strategy)",
     "cost": "a number computed from layer descriptions (qnas.protocols.CostModel)",
     "dataset": "images and labels (qnas.protocols.Dataset)",

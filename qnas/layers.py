@@ -7,7 +7,8 @@ from dataclasses import dataclass
 FLOAT_BITS = 32  # the bit-width that stands for "left in float"
 BIAS_BYTES = 4  # an int32 code, or a float32 value in a float layer
 SCALE_BYTES = 4  # float32
-GRID_BYTES = SCALE_BYTES + 1  # a scale and a zero point of one byte
+ZERO_POINT_BYTES = 1
+GRID_BYTES = SCALE_BYTES + ZERO_POINT_BYTES
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class LayerSpec:
         out_size: height and width of the (square) output, in pixels.
         w_bits: bit-width of the weights; :data:`FLOAT_BITS` where they stay in float.
         a_bits: bit-width of the input activations (of the tensor itself for ``quantize``), likewise.
+        w_zero_points: whether the weights' grid is asymmetric: a zero point for each output channel is stored.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LayerSpec:
     out_size: int = 1
     w_bits: int = FLOAT_BITS
     a_bits: int = FLOAT_BITS
+    w_zero_points: bool = False
 
     @property
     def num_weights(self) -> int:

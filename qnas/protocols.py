@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from qnas.data import ImageSet
     from qnas.nn.subnet import Subnet
+    from qnas.nn.supernet import Supernet
     from qnas.space import Indices, Sample, SearchSpace
 
 State = dict[str, Any]
@@ -63,7 +64,8 @@ class Supervision(Protocol):
 class Calibrator(Protocol):
     """Adjusts a subnet before it is judged, without gradients and without touching the supernet.
 
-    ``name`` and ``settings`` are part of the evaluator's cache key.
+    ``name`` and ``settings`` are part of the evaluator's cache key. Its other moment, the start of a training stage, is
+    that of a :class:`RangeCalibrator`; a component may serve both.
     """
 
     name: str
@@ -71,6 +73,22 @@ class Calibrator(Protocol):
 
     def calibrate(self, subnet: Subnet, batches: Iterable[Tensor]) -> None:
         """Adjust the subnet's own state. ``batches``: ``[N, C, H, W]`` training images, normalised."""
+
+
+@runtime_checkable
+class RangeCalibrator(Protocol):
+    """Finds the ranges of quantizers from data at the start of a training stage, without gradients."""
+
+    name: str
+
+    def start(self, supernet: Supernet, batches: Sequence[Tensor], roles: Sequence[str]) -> None:
+        """Set the ranges of every quantizer of these roles that the active subnet uses, at all its bit-widths.
+
+        Args:
+            supernet: active, in training mode; ``supernet.observing`` shows what arrives at each quantizer.
+            batches: ``[N, C, R, R]`` training images each, normalised, at the active subnet's resolution.
+            roles: ``weight``, ``activation`` or both.
+        """
 
 
 @runtime_checkable

@@ -124,9 +124,10 @@ class Run:
             ("supervision", config.train.supervision),
             ("task", config.task),
             ("device", config.deploy_device),
-            *(("calibrator", name) for name in config.evaluation.calibrators),
         ):
             registry.load(kind, name)
+        components.subnet_calibrators(registry, config)
+        components.range_calibrators(registry, config)
         self.check_search(config)
         for stage in components.make_stages(config):
             stage.view(self.space)

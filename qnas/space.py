@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qnas.errors import ConfigError, unknown_name
-from qnas.layers import LayerSpec
+from qnas.layers import FLOAT_BITS, LayerSpec
 
 if TYPE_CHECKING:
     from qnas.nn.supernet import BuildContext, Supernet
@@ -102,6 +102,7 @@ class QuantScheme:
         granularity: how many layers share one bit-width: one of :data:`GRANULARITIES`.
         edge_bits: weights and activations of the first and last layer, and the tensors that are only put on a grid.
         site_knobs: what the quantizers add for a site; labels read ``site.plugin.name``.
+        w_zero_points: whether quantized weights have zero points.
     """
 
     w_bits: tuple[int, ...] = (4,)
@@ -109,6 +110,7 @@ class QuantScheme:
     granularity: str = "network"
     edge_bits: int = 8
     site_knobs: Callable[[Site], Iterable[Knob]] | None = None
+    w_zero_points: bool = False
 
     def __post_init__(self) -> None:
         for name, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
@@ -313,7 +315,8 @@ class SearchSpace(ABC):
         a_bits = site.a_bits if a_label is None else int(sample[a_label])
         assert w_bits is not None
         assert a_bits is not None
-        return replace(spec, w_bits=w_bits, a_bits=a_bits)
+        zero_points = self.scheme.w_zero_points and spec.kind != "quantize" and w_bits < FLOAT_BITS
+        return replace(spec, w_bits=w_bits, a_bits=a_bits, w_zero_points=zero_points)
 
     def bit_labels(self, site: str) -> tuple[str | None, str | None]:
         """Return the knobs that set the weight and activation bits of a site; ``None`` where they are fixed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,12 @@ from qnas.errors import TrainingDivergedError
 from qnas.nn.quantizer import ROLES
 from qnas.nn.supernet import Supernet
 from qnas.processes import Processes
-from qnas.protocols import Sampler, Supervision
+from qnas.protocols import RangeCalibrator, Sampler, Supervision
 from qnas.recorder import NullRecorder, Recorder
 from qnas.rng import generator
 from qnas.space import Sample, SearchSpace
+
+CALIBRATION_BATCH = 128  # images that a calibrator of ranges sees at once
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Stage:
         roles: which quantizers ``quantize`` speaks of: ``weight``, ``activation`` or both.
         w_bits, a_bits: bit-widths that the stage's subnets are drawn from; empty for all of the space.
         inherit: start bit-widths that no earlier stage trained from the lowest one of the stage before (OQAT).
+        calibrator: name of what sets ranges at the stage's start; ``None`` for each quantizer's own rule.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Stage:
     w_bits: tuple[int, ...] = ()
     a_bits: tuple[int, ...] = ()
     inherit: bool = False
+    calibrator: str | None = None
 
     @property
     def quantized_roles(self) -> tuple[str, ...]:
@@ -105,6 +109,8 @@ class Trainer:
         settings: of every stage.
         recorder: receives ``stage``, ``step`` and ``epoch`` events.
         processes: those that share each batch; ``batches`` gives this one's shard. All draw the same subnets.
+        calibrators: of ranges, by the names that stages use.
+        started: roles whose quantizers are not to be started from data, since their weights were loaded.
     """
 
     def __init__(
@@ -117,9 +123,14 @@ class Trainer:
         settings: TrainSettings,
         recorder: Recorder | None = None,
         processes: Processes | None = None,
+        *,
+        calibrators: Mapping[str, RangeCalibrator] | None = None,
+        started: Sequence[str] = (),
     ) -> None:
         self.supernet = supernet
         self.processes = processes or Processes()
+        self.calibrators = dict(calibrators or {})
+        self.started = tuple(started)
         supernet.connect(self.processes.ranks)
         self.batches = batches
         self.sampler = sampler
@@ -163,11 +174,14 @@ class Trainer:
         self.recorder.record("stage", {"name": stage.name, "epochs": stage.epochs, "steps": self.batches.steps})
         self.view = stage.view(self.supernet.space)
         earlier = self.stages[: self.progress.stage]
-        new = [role for role in stage.quantized_roles if all(role not in s.quantized_roles for s in earlier)]
+        known = {*self.started, *(role for s in earlier for role in s.quantized_roles)}
+        new = [role for role in stage.quantized_roles if role not in known]
         if self.progress.epoch == 0:
             set_stage_mode(self.supernet, stage)
             if new:
                 self._start_quantizers(new)
+            if stage.calibrator:
+                self._calibrate(stage)
             if stage.inherit and earlier:
                 self._inherit(earlier[-1], stage)
         set_stage_mode(self.supernet, stage)
@@ -182,6 +196,16 @@ class Trainer:
         self.supernet.activate(self.view.highest())
         self.supernet.set_mode("start", roles)
         self.supernet(self.batches.start_images(self.settings.start_images, self.settings.seed))
+
+    @torch.no_grad()
+    def _calibrate(self, stage: Stage) -> None:
+        """Let the stage's calibrator set the ranges of the quantizers in its largest subnet."""
+        assert stage.calibrator is not None
+        self.supernet.train()
+        self.supernet.activate(self.view.highest())
+        images = self.batches.start_images(self.settings.start_images, self.settings.seed)
+        batches = torch.split(images, CALIBRATION_BATCH)
+        self.calibrators[stage.calibrator].start(self.supernet, batches, stage.quantized_roles)
 
     def _inherit(self, before: Stage, stage: Stage) -> None:
         """Start the stage's new bit-widths from the lowest of the stage before."""

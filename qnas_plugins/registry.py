@@ -14,6 +14,9 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "quantizer", "lsq", "qnas_plugins.quantizers.lsq:LSQ", "Learned step size (Esser et al. 2020), 2 to 8 bits"
     )
     yield ComponentSpec(
+        "quantizer", "minmax", "qnas_plugins.quantizers.minmax:MinMax", "The range that was seen (Jacob et al. 2018)"
+    )
+    yield ComponentSpec(
         "sampler",
         "sandwich",
         "qnas_plugins.samplers.sandwich:Sandwich",
@@ -34,6 +37,13 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "qnas_plugins.calibrators.bn:BatchNormCalibrator",
         "Batch normalisation statistics of each subnet from training images",
     )
+    for name, attribute, summary in (
+        ("minmax", "MinMaxRange", "Ranges from the smallest to the largest value"),
+        ("percentile", "PercentileRange", "Ranges without the outermost values"),
+        ("mse", "MseRange", "Ranges of the smallest mean squared error"),
+        ("entropy", "EntropyRange", "Ranges of the least divergence (TensorRT)"),
+    ):
+        yield ComponentSpec("calibrator", name, f"qnas_plugins.calibrators.ranges:{attribute}", summary)
     yield ComponentSpec("cost", "macs", "qnas_plugins.costs.macs:MACS", "Multiply-accumulate operations an image")
     yield ComponentSpec(
         "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"
@@ -59,4 +69,10 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "ofa-evolution",
         "qnas_plugins.recipes:OFA_EVOLUTION",
         "Evolution with the numbers of OFA and OQAT: population 100, 500 iterations",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "ptq",
+        "qnas_plugins.recipes:PTQ",
+        "Post-training quantization: a float net, quantized without training",
     )

@@ -103,6 +103,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     ),
     "sampler": (("train.sampler",), TRAINING, ("--sampler",), {"help": "Draws the subnets of a step."}),
     "supervision": (("train.supervision",), TRAINING, ("--supervision",), {"help": "What subnets should answer."}),
+    "calibrator": (
+        ("train.calibrator",),
+        TRAINING,
+        ("--calibrator",),
+        {"help": "Sets ranges when quantization starts: minmax, percentile, mse, entropy."},
+    ),
     "float_epochs": (
         ("train.float_epochs",),
         TRAINING,

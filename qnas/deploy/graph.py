@@ -70,12 +70,20 @@ class GraphWriter:
         """Return the values of codes."""
         return self.node("DequantizeLinear", [codes, *self.grid(site, grid)], f"{site}.values")
 
-    def dequantized_constant(self, name: str, codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> str:
-        """Return the values of stored codes ``[O, ...]`` with a scale ``[O]`` for each output channel."""
+    def dequantized_constant(
+        self,
+        name: str,
+        codes: np.ndarray[Any, Any],
+        scales: np.ndarray[Any, Any],
+        zero_points: np.ndarray[Any, Any] | None = None,
+    ) -> str:
+        """Return the values of stored codes ``[O, ...]``; scale and zero point (or 0) a channel, ``[O]``."""
+        if zero_points is None:
+            zero_points = np.zeros(len(scales), codes.dtype)
         inputs = [
             self.constant(f"{name}.codes", codes),
             self.constant(f"{name}.scales", scales),
-            self.constant(f"{name}.zero_points", np.zeros(len(scales), codes.dtype)),
+            self.constant(f"{name}.zero_points", zero_points),
         ]
         return self.node("DequantizeLinear", inputs, f"{name}.values", axis=0)
 

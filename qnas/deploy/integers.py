@@ -57,7 +57,7 @@ def code_grid(grid: Grid, name: str) -> CodeGrid:
         )
     shift = 0 if grid.qmin >= 0 and grid.qmax <= 255 else -grid.qmin
     scale = float(grid.scale.detach().to(torch.float32))
-    return CodeGrid(scale, grid.zero_point + shift, grid.qmin + shift, grid.qmax + shift)
+    return CodeGrid(scale, int(grid.zero_point) + shift, grid.qmin + shift, grid.qmax + shift)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class IntegerLayer:
     ``weight = codes * scales`` and ``bias = bias_codes * input scale * |scales| / 2 ** shift``.
 
     Attributes:
-        bits: of the codes, in two's complement.
-        codes: ``[O, I, K, K]`` int16.
+        bits: of the codes, in two's complement; of ``codes + zero_points``, unsigned, where the grid is asymmetric.
+        codes: ``[O, I, K, K]`` int16; 0 means 0.
+        zero_points: ``[O]`` int16 of an asymmetric grid, whose codes count from 0; ``None`` for a symmetric one.
         scales: ``[O]`` float32; negative where batch normalisation's factor is, never 0.
         bias_codes: ``[O]`` int32.
         shift: 5 for codes of 2 bits, 3 for 4, 0 from 7 bits up; see :meth:`int8`.
@@ -77,6 +78,7 @@ class IntegerLayer:
 
     bits: int
     codes: Tensor
+    zero_points: Tensor | None
     scales: Tensor
     bias_codes: Tensor
     shift: int
@@ -88,8 +90,8 @@ class IntegerLayer:
         bias: Tensor = self.bias_codes.double() * steps
         return bias.to(torch.float32)
 
-    def int8(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return codes (int8), scales (float32) and bias codes (int32) for integer kernels; exact.
+    def int8(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return codes, zero points ``[O]`` (int8), scales (float32), bias codes (int32) for integer kernels; exact.
 
         Kernels count the bias in steps of input scale times weight scale. At few bits that step is large: rounding
         to it cost 2-bit nets 3 points of accuracy. So codes are multiplied by ``2 ** shift``, for which int8 has
@@ -97,16 +99,34 @@ class IntegerLayer:
 
         A channel with a negative scale has its codes negated, unless one of them is -128, which has no opposite:
         there scale and bias codes become negative instead, which ONNX allows and ONNX Runtime computes exactly.
+
+        Zero points are 0, unless codes of an asymmetric grid lie so far from 0 that int8 cannot hold them.
         """
-        flip = (self.scales < 0) & (self.codes.flatten(1).amin(1) > -128)
-        keep = (self.scales < 0) & ~flip
-        codes = torch.where(flip.reshape(-1, *[1] * (self.codes.ndim - 1)), -self.codes, self.codes) * 2**self.shift
-        scales = torch.where(flip, -self.scales, self.scales) / 2**self.shift
-        return codes.to(torch.int8), scales, torch.where(keep, -self.bias_codes, self.bias_codes)
+        keep = self.scales < 0
+        codes, scales, zero_points = self.codes, self.scales, torch.zeros(len(self.codes), dtype=torch.int16)
+        if self.zero_points is not None and (int(codes.min()) < -128 or int(codes.max()) > 127):
+            zero_points = self.zero_points - 128
+            codes = codes + _a_channel(zero_points, codes)
+        else:
+            flip = keep & (codes.flatten(1).amin(1) > -128)
+            keep = keep & ~flip
+            codes = torch.where(_a_channel(flip, codes), -codes, codes) * 2**self.shift
+            scales = torch.where(flip, -scales, scales) / 2**self.shift
+        bias_codes = torch.where(keep, -self.bias_codes, self.bias_codes)
+        return codes.to(torch.int8), zero_points.to(torch.int8), scales, bias_codes
 
 
-def weight_codes(layer: SubnetLayer) -> tuple[Tensor, Tensor, int]:
-    """Return ``codes`` ``[O, I, K, K]`` (0 means 0), ``scales`` ``[O]`` with their sign, and the bits of the codes.
+def _a_channel(values: Tensor, codes: Tensor) -> Tensor:
+    """Return ``[O]`` values in a shape that broadcasts against codes ``[O, ...]``."""
+    return values.reshape(-1, *[1] * (codes.ndim - 1))
+
+
+def weight_codes(layer: SubnetLayer) -> tuple[Tensor, Tensor | None, Tensor, int]:
+    """Return the integers of a layer's weights.
+
+    Returns:
+        ``codes`` ``[O, I, K, K]`` (0 means 0), ``zero_points`` ``[O]`` and the bits as in :class:`IntegerLayer`, and
+        ``scales`` ``[O]`` with their sign.
 
     Raises:
         ExportError: the weights are on a table of levels, or need more bits than int8 has.
@@ -118,12 +138,22 @@ def weight_codes(layer: SubnetLayer) -> tuple[Tensor, Tensor, int]:
             "Use a quantizer with uniform levels for weights."
         )
     assert layer.codes is not None
-    low, high = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
-    bits = max((-low - 1).bit_length() if low < 0 else 0, high.bit_length()) + 1
-    if bits > 8:
-        raise ExportError(f"The weights of {name!r} lie {low} to {high} steps from 0, but int8 holds -128 to 127.")
+    low, high = grid.qmin, grid.qmax
+    smallest, largest = grid.zero_points
+    zero_points = None
+    if low == 0:
+        zero_points = torch.as_tensor(grid.zero_point, dtype=torch.int16).expand(len(layer.weight)).clone()
+        bits = high.bit_length()
+    else:
+        bits = max(smallest - low - 1, high - smallest).bit_length() + 1
+    if bits > 8 or (low != 0 and smallest != largest):
+        raise ExportError(
+            f"The weights of {name!r} have codes {low} to {high} with zero points {smallest} to {largest}, but int8 "
+            "holds 256 codes around one zero point. Quantize weights to codes from 0, or around 0."
+        )
     scales = layer.weight_scales().detach().to(torch.float32)
-    return (layer.codes - grid.zero_point).to(torch.int16), scales.expand(len(layer.weight)).clone(), bits
+    codes = (layer.codes - grid.broadcast_zero_point(layer.codes.ndim)).to(torch.int16)
+    return codes, zero_points, scales.expand(len(layer.weight)).clone(), bits
 
 
 def integer_layer(layer: SubnetLayer, input_grid: CodeGrid) -> IntegerLayer:
@@ -137,8 +167,9 @@ def integer_layer(layer: SubnetLayer, input_grid: CodeGrid) -> IntegerLayer:
     Raises:
         ExportError: as :func:`weight_codes`; or an int32 accumulator could overflow.
     """
-    codes, scales, bits = weight_codes(layer)
-    shift = max(0, HEADROOM_BITS - bits)
+    codes, zero_points, scales, bits = weight_codes(layer)
+    # A code of an asymmetric grid may lie twice as far from 0.
+    shift = max(0, HEADROOM_BITS - bits - int(zero_points is not None))
     bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach()
     bias, fine = bias.double(), scales.double()
     products = codes.double().flatten(1).abs().sum(1) * input_grid.reach * 2**shift
@@ -156,4 +187,4 @@ def integer_layer(layer: SubnetLayer, input_grid: CodeGrid) -> IntegerLayer:
     changed = (codes.double() * ratio).round().to(torch.int16)
     codes = torch.where(rescaled.reshape(ratio.shape), changed, codes)
     steps = input_grid.scale * used.double().abs() / 2**shift
-    return IntegerLayer(bits, codes, used, (bias / steps).round().to(torch.int32), shift, rescaled)
+    return IntegerLayer(bits, codes, zero_points, used, (bias / steps).round().to(torch.int32), shift, rescaled)

@@ -165,9 +165,9 @@ class _Exporter:
             weight_codes(layer)  # raises
         assert x.grid is not None
         integers = integer_layer(layer, x.grid)
-        codes, scales, bias = integers.int8()
+        codes, zero_points, scales, bias = integers.int8()
         values = _array(codes.flatten(1) if linear else codes)
-        weight = self.graph.dequantized_constant(f"{name}.weight", values, _array(scales))
+        weight = self.graph.dequantized_constant(f"{name}.weight", values, _array(scales), _array(zero_points))
         steps = np.float32(x.grid.scale) * _array(scales)
         return [weight, self.graph.dequantized_constant(f"{name}.bias", _array(bias), steps)]
 

@@ -3,6 +3,7 @@
 Tensors of a quantized layer ``<site>``:
 
 - ``codes`` uint8: the weights' codes in two's complement of ``bits``, one after another, lowest bit first;
+- ``zero_points`` ``[O]`` uint8, of asymmetric weights alone, whose codes are then unsigned;
 - ``scales`` ``[O]`` float32: of each output channel, batch normalisation folded in, so they may be negative;
 - ``bias`` ``[O]`` int32: the bias is ``bias * grid_scale * |scales| / 2 ** bias_shift``;
 - ``grid_scale`` ``[]`` float32 and ``grid_zero_point`` ``[]`` uint8: of the input, wherever it was put on that grid.
@@ -35,11 +36,13 @@ from qnas.nn.subnet import Subnet, SubnetLayer
 FORMAT = "qnas-packed-1"
 FIELDS = {
     "quantized": ("codes", "scales", "bias", "grid_scale", "grid_zero_point"),
+    "asymmetric": ("codes", "zero_points", "scales", "bias", "grid_scale", "grid_zero_point"),
     "float": ("weight", "bias"),
     "quantize": ("grid_scale", "grid_zero_point"),
 }
 DTYPES = {
     "codes": torch.uint8,
+    "zero_points": torch.uint8,
     "scales": torch.float32,
     "grid_scale": torch.float32,
     "grid_zero_point": torch.uint8,
@@ -153,11 +156,22 @@ class _Packer:
             raise ExportError(
                 f"The weights of {spec.name!r} take {integers.bits} bits in two's complement, not {spec.w_bits}."
             )
+        asymmetric = integers.zero_points is not None
+        if asymmetric != spec.w_zero_points:
+            described = "with" if spec.w_zero_points else "without"
+            raise ExportError(
+                f"The weights of {spec.name!r} are described {described} zero points, but their quantizer's "
+                "grid says otherwise. Correct its has_weight_zero_points()."
+            )
         self.layers[spec.name] = {
             "kind": spec.kind, "bits": spec.w_bits, "shape": list(integers.codes.shape), "stride": spec.stride,
-            "groups": spec.groups, "bias_shift": integers.shift,
+            "groups": spec.groups, "bias_shift": integers.shift, "asymmetric": asymmetric,
         }  # fmt: skip
-        self.tensors[f"{spec.name}.codes"] = pack_codes(integers.codes, spec.w_bits)
+        codes = integers.codes
+        if integers.zero_points is not None:
+            codes = codes + integers.zero_points.reshape(-1, *[1] * (codes.ndim - 1))
+            self.tensors[f"{spec.name}.zero_points"] = integers.zero_points.to(torch.uint8)
+        self.tensors[f"{spec.name}.codes"] = pack_codes(codes, spec.w_bits)
         self.tensors[f"{spec.name}.scales"] = integers.scales
         self.tensors[f"{spec.name}.bias"] = integers.bias_codes
         self._grid(spec.name, grid)
@@ -177,7 +191,8 @@ def read_packed(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``metadata`` (strings), ``tensors`` (as stored, by name) and ``layers``: for each site its description with
-        the tensors under their short names; ``codes`` are unpacked, int16 in the weights' shape.
+        the tensors under their short names; ``codes`` are unpacked, int16 in the weights' shape, and count from 0
+        (from ``zero_points`` where the weights are asymmetric).
 
     Raises:
         StoreError: the file cannot be read, is of another format, or its parts do not fit together.
@@ -209,7 +224,9 @@ def read_packed(path: str | Path) -> dict[str, Any]:
 def _fields(entry: Mapping[str, Any]) -> str:
     if entry["kind"] == "quantize":
         return "quantize"
-    return "float" if entry["bits"] == FLOAT_BITS else "quantized"
+    if entry["bits"] == FLOAT_BITS:
+        return "float"
+    return "asymmetric" if entry.get("asymmetric", False) else "quantized"
 
 
 def _read_layer(site: str, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -238,5 +255,8 @@ def _read_layer(site: str, entry: dict[str, Any], tensors: Mapping[str, Tensor])
         raise StoreError(f"the bias_shift of {site} is impossible")
     if entry["scales"].shape != shape[:1]:
         raise StoreError(f"{site}.scales has the shape {list(entry['scales'].shape)}")
-    entry["codes"] = unpack_codes(entry["codes"], entry["bits"], shape.numel(), signed=True).reshape(shape)
+    if fields == "asymmetric" and entry["zero_points"].shape != shape[:1]:
+        raise StoreError(f"{site}.zero_points has the shape {list(entry['zero_points'].shape)}")
+    signed = fields == "quantized"
+    entry["codes"] = unpack_codes(entry["codes"], entry["bits"], shape.numel(), signed=signed).reshape(shape)
     return entry

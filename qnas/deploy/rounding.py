@@ -48,7 +48,7 @@ def _rescale(layer: SubnetLayer, integers: IntegerLayer) -> None:
     grid = layer.grid
     assert isinstance(grid, AffineGrid)
     assert layer.codes is not None
-    layer.codes[chosen] = integers.codes[chosen] + grid.zero_point
+    layer.codes[chosen] = (integers.codes + grid.broadcast_zero_point(layer.codes.ndim))[chosen].to(torch.int16)
     layer.channel_scale = layer.channel_scale.clone()
     layer.channel_scale[chosen] = (integers.scales / grid.scale)[chosen]
     scales = integers.scales.reshape(-1, *[1] * (layer.codes.ndim - 1))

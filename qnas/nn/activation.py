@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,11 @@ from qnas.nn.quantizer import Quantizer, QuantizerSite, SiteContext
 if TYPE_CHECKING:
     from qnas.space import Value
 
-MODES = ("float", "start", "quantize")
+MODES = ("float", "start", "observe", "quantize")
+
+
+Observe = Callable[[Quantizer, SiteContext, Tensor], None]
+"""Is shown what arrives at a quantizer, which leaves it in float meanwhile."""
 
 
 class ActivationSite(nn.Module):
@@ -41,6 +45,7 @@ class ActivationSite(nn.Module):
         self.relu = relu
         self.passthrough_bits = passthrough_bits
         self.mode = "float"
+        self.observe: Observe | None = None
         self.spec: LayerSpec | None = None
         self.values: Mapping[str, Value] = {}
 
@@ -65,9 +70,14 @@ class ActivationSite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``[N, C, ...]``, or only apply the activation function in float mode."""
-        if self.mode == "float" or (self._passes and self.mode != "start"):
+        if self.mode == "float" or (self._passes and self.mode == "quantize"):
             return F.relu(x) if self.relu else x
         ctx = self._context(x.shape[1])
+        if self.mode == "observe":
+            x = F.relu(x) if self.relu else x
+            if self.observe is not None:
+                self.observe(self.quantizer, ctx, x.detach())
+            return x
         if self.mode == "start":
             x = F.relu(x) if self.relu else x
             self.quantizer.start(x, ctx)
@@ -107,6 +117,9 @@ class FixedGrid(Quantizer):
     def start(self, x: Tensor, ctx: SiteContext) -> None:
         """Do nothing: the grid is given."""
 
+    def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
+        """Do nothing: the grid is given."""
+
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
         """Round to the grid; no gradient is wanted by the images."""
         return self.export(ctx).quantize(x)
@@ -136,9 +149,10 @@ class GridQuantize(nn.Module):
                     "An activation grid with one scale a channel cannot be executed by integer kernels. "
                     "Quantize activations per tensor."
                 )
+            zero_point = int(grid.zero_point)
             self.scale = float(grid.scale)
-            self.low = float(grid.qmin - grid.zero_point)
-            self.high = float(grid.qmax - grid.zero_point)
+            self.low = float(grid.qmin - zero_point)
+            self.high = float(grid.qmax - zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
         """Round ``x`` to the grid, after a ReLU if there is one."""

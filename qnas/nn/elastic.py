@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
-from qnas.nn.activation import ActivationSite
+from qnas.nn.activation import ActivationSite, Observe
 from qnas.nn.active import ActiveSubnet
 from qnas.nn.batchnorm import ElasticBatchNorm
 from qnas.nn.conv import convolve
@@ -86,6 +86,7 @@ class ElasticConv(nn.Module):
         self.output = output_site
         self.folding = folding or NoFolding()
         self.mode = "float"
+        self.observe: Observe | None = None
         self.spec: LayerSpec | None = None
         self.values: Mapping[str, Value] = {}
 
@@ -125,6 +126,10 @@ class ElasticConv(nn.Module):
         if self.mode == "float":
             return weight
         ctx = self.weight_context(**{name: value.detach() for name, value in statistics.items()})
+        if self.mode == "observe":
+            if self.observe is not None:
+                self.observe(self.weight_quantizer, ctx, weight.detach())
+            return weight
         if self.mode == "start":
             self.weight_quantizer.start(weight.detach(), ctx)
         quantized: Tensor = self.weight_quantizer(weight, ctx)

@@ -14,20 +14,23 @@ class AffineGrid:
 
     Attributes:
         scale: ``[]``, or ``[C]`` with ``axis``; positive.
-        zero_point: the code of the value 0, in ``[qmin, qmax]``.
+        zero_point: the code of the value 0, in ``[qmin, qmax]``; ``[C]`` integers with ``axis``, where they differ.
         qmin, qmax: the range of codes.
         axis: the dimension along which ``scale`` varies; ``None`` for one scale a tensor.
     """
 
     scale: Tensor
-    zero_point: int
+    zero_point: int | Tensor
     qmin: int
     qmax: int
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.qmin <= self.zero_point <= self.qmax:
+        lowest, highest = self.zero_points
+        if not self.qmin <= lowest <= highest <= self.qmax:
             raise ValueError(f"zero_point {self.zero_point} is outside [{self.qmin}, {self.qmax}]")
+        if isinstance(self.zero_point, Tensor) and (self.axis is None or self.zero_point.shape != self.scale.shape):
+            raise ValueError("a grid with a zero point a channel has an axis, and as many scales")
         if (self.axis is None) != (self.scale.ndim == 0):
             raise ValueError("a grid has a scale of shape [] without an axis, or [C] with one")
 
@@ -36,26 +39,40 @@ class AffineGrid:
         """Number of bits that the codes need."""
         return (self.qmax - self.qmin).bit_length()
 
+    @property
+    def zero_points(self) -> tuple[int, int]:
+        """The smallest and the largest zero point."""
+        if isinstance(self.zero_point, Tensor):
+            return int(self.zero_point.min()), int(self.zero_point.max())
+        return self.zero_point, self.zero_point
+
+    def _broadcast(self, values: Tensor, ndim: int) -> Tensor:
+        return values.reshape([-1 if d == self.axis else 1 for d in range(ndim)])
+
     def broadcast_scale(self, ndim: int) -> Tensor:
         """Return the scale in a shape that broadcasts against a tensor of ``ndim`` dimensions."""
-        if self.axis is None:
-            return self.scale
-        return self.scale.reshape([-1 if d == self.axis else 1 for d in range(ndim)])
+        return self.scale if self.axis is None else self._broadcast(self.scale, ndim)
+
+    def broadcast_zero_point(self, ndim: int) -> int | Tensor:
+        """Return the zero point as a number, or in a shape that broadcasts likewise."""
+        zero_point = self.zero_point
+        return self._broadcast(zero_point, ndim) if isinstance(zero_point, Tensor) else zero_point
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` (int16, the shape of ``x``), rounding half to even and saturating."""
-        codes = (x / self.broadcast_scale(x.ndim)).round_().add_(self.zero_point)
+        codes = (x / self.broadcast_scale(x.ndim)).round_().add_(self.broadcast_zero_point(x.ndim))
         return codes.clamp_(self.qmin, self.qmax).to(torch.int16)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values of codes, in the scale's dtype."""
-        return (codes - self.zero_point).to(self.scale.dtype) * self.broadcast_scale(codes.ndim)
+        return (codes - self.broadcast_zero_point(codes.ndim)).to(self.scale.dtype) * self.broadcast_scale(codes.ndim)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return ``decode(encode(x))`` without the integers in between."""
         scale = self.broadcast_scale(x.ndim)
-        low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
-        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+        zero_point = self.broadcast_zero_point(x.ndim)
+        low, high = self.qmin - zero_point, self.qmax - zero_point
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

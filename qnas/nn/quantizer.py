@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,15 +67,22 @@ class Quantizer(nn.Module, ABC):
         roles: where it can be used.
         absorbs_relu: set per site: ``forward(x)`` equals ``forward(relu(x))``, gradient included, so the caller may
             leave the ReLU out.
+        per_channel: set per site: whether ranges, like the grid, vary along the first dimension of weights.
         ranks: the processes that share the batch; state that follows activations must be reduced over them.
     """
 
     roles: frozenset[str] = frozenset({"weight", "activation"})
     absorbs_relu: bool = False
+    per_channel: bool = False
 
     @classmethod
     def can_compile(cls) -> bool:
         """Tell whether it has a compiled kernel that works on this machine."""
+        return False
+
+    @classmethod
+    def has_weight_zero_points(cls, **options: Any) -> bool:
+        """Tell whether, with these options, it puts weights on asymmetric grids, whose zero points are stored."""
         return False
 
     def __init__(self, site: QuantizerSite) -> None:
@@ -111,6 +119,23 @@ class Quantizer(nn.Module, ABC):
     def penalty(self, ctx: SiteContext) -> Tensor | None:
         """Return a term to add to the loss, ``[]``, or ``None``; asked only where the active subnet quantizes."""
         return None
+
+    def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
+        """Take up the range that a calibrator found, at one bit-width.
+
+        Args:
+            bits: one of the site's.
+            low, high: ``[]``, or ``[channels]`` where :attr:`per_channel` is set; ``low <= 0 <= high``.
+
+        Raises:
+            PluginError: this quantizer has no range to set.
+        """
+        from qnas.errors import PluginError
+
+        raise PluginError(
+            f"Quantizer {type(self).__name__} at {self.site.name!r} takes no range from a calibrator. "
+            "Leave --calibrator out, or choose another quantizer."
+        )
 
     def inherit(self, high: int, low: int) -> None:
         """Start the parameters of ``low`` bits from those of ``high`` bits.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
-from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish
+from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish, Observe
 from qnas.nn.active import ActiveSubnet
 from qnas.nn.batchnorm import ElasticBatchNorm
 from qnas.nn.elastic import ElasticConv
@@ -152,9 +153,9 @@ class Supernet(nn.Module):
                 module.ranks = ranks
 
     def set_mode(self, mode: str, roles: Sequence[str] = ROLES) -> None:
-        """Set all sites of the given roles to ``float``, ``start`` or ``quantize``.
+        """Set all sites of the given roles to ``float``, ``start``, ``observe`` or ``quantize``.
 
-        In ``start`` mode quantizers start from the data that passes.
+        In ``start`` mode quantizers start from the data that passes; for ``observe`` see :meth:`observing`.
         """
         if mode not in MODES or not set(roles) <= set(ROLES):
             raise ValueError(f"mode must be one of {MODES} and roles of {ROLES}, not {mode!r} and {tuple(roles)!r}")
@@ -164,6 +165,22 @@ class Supernet(nn.Module):
                 module.mode = self._modes["weight"]
             elif isinstance(module, ActivationSite):
                 module.mode = self._modes["activation"]
+
+    @contextmanager
+    def observing(self, observe: Observe, roles: Sequence[str] = ROLES) -> Iterator[None]:
+        """Show ``observe`` what arrives at the quantizers of these roles in forward passes, which stay in float."""
+        modes = dict(self._modes)
+        places = [m for m in self.modules() if isinstance(m, (ElasticConv, ActivationSite))]
+        for place in places:
+            place.observe = observe
+        self.set_mode("observe", roles)
+        try:
+            yield
+        finally:
+            for place in places:
+                place.observe = None
+            for role, mode in modes.items():
+                self.set_mode(mode, [role])
 
     @property
     def mode(self) -> str:

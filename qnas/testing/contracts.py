@@ -15,10 +15,30 @@ from qnas.costs import CostTable, cost_of
 from qnas.layers import LayerSpec
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import Quantizer, SiteContext
-from qnas.protocols import Calibrator, CostModel, Dataset, Device, Sampler, SearchProblem, Strategy, Supervision, Task
+from qnas.protocols import (
+    Calibrator,
+    CostModel,
+    Dataset,
+    Device,
+    RangeCalibrator,
+    Sampler,
+    SearchProblem,
+    Strategy,
+    Supervision,
+    Task,
+)
 from qnas.rng import generator
 from qnas.space import QuantScheme, SearchSpace
-from qnas.testing.parts import ToyTask, site, toy_images, toy_problem, toy_space, toy_supernet, toy_trial
+from qnas.testing.parts import (
+    RangeQuantizer,
+    ToyTask,
+    site,
+    toy_images,
+    toy_problem,
+    toy_space,
+    toy_supernet,
+    toy_trial,
+)
 
 _ROLE_SITES = (("weight", True), ("activation", False), ("activation", True))
 
@@ -47,6 +67,7 @@ def _check_quantizer_at(cls: type[Quantizer], role: str, signed: bool, bits: int
     quantizer = cls(site(role, signed=signed))
     ctx = SiteContext(bits, 8)
     quantizer.start(x, ctx)
+    quantizer.eval()  # in training, grids may follow the data
     leaf = x.clone().requires_grad_()
     out = quantizer(leaf, ctx)
     assert out.shape == x.shape, "forward must keep the shape"
@@ -69,7 +90,7 @@ def _check_quantizer_at(cls: type[Quantizer], role: str, signed: bool, bits: int
         torch.testing.assert_close(quantizer(-x, ctx), quantizer(torch.zeros_like(x), ctx), msg="must cut at zero")
     narrow = x[:4] if role == "weight" else x[:, :4]
     assert quantizer(narrow, SiteContext(bits, 4)).shape == narrow.shape, "must serve fewer channels"
-    other = cls(site(role, signed=signed))
+    other = cls(site(role, signed=signed)).eval()
     other.load_state_dict(quantizer.state_dict())
     torch.testing.assert_close(other(x, ctx), quantizer(x, ctx), rtol=0, atol=0, msg="state_dict must hold it all")
     assert quantizer(x.bfloat16(), ctx).dtype == torch.bfloat16, "must serve bfloat16"
@@ -175,10 +196,43 @@ def check_supervision(cls: Callable[[Task], Supervision]) -> None:
     torch.testing.assert_close(other.loss(0, fixed, labels), supervision.loss(0, fixed, labels))
 
 
-def check_calibrator(cls: Callable[[], Calibrator]) -> None:
+def check_calibrator(cls: Callable[[], Any]) -> None:
+    """Serves at least one of a calibrator's two moments: a stage's start, and before a subnet is judged."""
+    calibrator = cls()
+    assert calibrator.name, "a calibrator needs a name"
+    moments = [name for name in ("start", "calibrate") if hasattr(calibrator, name)]
+    assert moments, "a calibrator has a method start (ranges) or calibrate (subnets)"
+    if "start" in moments:
+        _check_range_calibrator(cls)
+    if "calibrate" in moments:
+        _check_subnet_calibrator(cls)
+
+
+def _check_range_calibrator(cls: Callable[[], RangeCalibrator]) -> None:
+    """Gives every quantizer of the roles asked for a range at each of its bit-widths, and changes nothing else."""
+    for roles in (("weight",), ("activation",), ("weight", "activation")):
+        supernet = toy_supernet(weight=RangeQuantizer, act=RangeQuantizer)
+        before = {name: tensor.clone() for name, tensor in supernet.named_parameters()}
+        supernet.train()
+        supernet.activate(supernet.space.highest())
+        cls().start(supernet, [toy_images(), toy_images() * 2], roles)
+        assert supernet.mode == "quantize", "the supernet must be left in its mode"
+        for quantizer in supernet.quantizers():
+            if not isinstance(quantizer, RangeQuantizer):
+                continue
+            wanted = set(quantizer.site.bits) if quantizer.site.role in roles else set()
+            assert set(quantizer.ranges) == wanted, f"ranges of {quantizer.site.name} must be set for {wanted}"
+            for low, high in quantizer.ranges.values():
+                assert low <= 0 <= high, "a range must hold 0"
+            seen = [high - low for low, high in quantizer.ranges.values()]
+            assert max(seen, default=1.0) > 0 or quantizer.site.name == "classifier.out", "a range must follow the data"
+        for name, parameter in supernet.named_parameters():
+            torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, msg="no parameter may change")
+
+
+def _check_subnet_calibrator(cls: Callable[[], Calibrator]) -> None:
     """Adjusts the subnet alone, the same way each time, and says what its settings are."""
     calibrator = cls()
-    assert calibrator.name, "a calibrator needs a name for the cache key"
     json.dumps(dict(calibrator.settings))
     supernet = toy_supernet()
     before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}

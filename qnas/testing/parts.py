@@ -79,6 +79,29 @@ class RoundingQuantizer(Quantizer):
         return AffineGrid(torch.tensor(0.125), offset, low + offset, high + offset)
 
 
+class RangeQuantizer(RoundingQuantizer):
+    """A symmetric grid whose step a calibrator sets.
+
+    Attributes:
+        ranges: what it was given, by bit-width.
+    """
+
+    def __init__(self, site: QuantizerSite) -> None:
+        super().__init__(site)
+        self.ranges: dict[int, tuple[float, float]] = {}
+
+    def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
+        """Keep the range."""
+        self.ranges[bits] = float(low), float(high)
+
+    def export(self, ctx: SiteContext) -> AffineGrid:
+        """Return the grid that covers the range, the fixed one before there is any."""
+        grid = super().export(ctx)
+        high = self.ranges.get(ctx.bits, (0.0, 0.0))[1]
+        step = max(high / (grid.qmax - int(grid.zero_point)), 1e-6) if high > 0 else 0.125
+        return AffineGrid(torch.tensor(step), grid.zero_point, grid.qmin, grid.qmax)
+
+
 def toy_space(site_knobs: Callable[[Site], list[Knob]] | None = None) -> ToySpace:
     """Return the toy space, with further knobs if given."""
     return ToySpace(QuantScheme((2, 4), (2, 4), "layer", site_knobs=site_knobs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qnas.layers import BIAS_BYTES, FLOAT_BITS, GRID_BYTES, SCALE_BYTES
+from qnas.layers import BIAS_BYTES, FLOAT_BITS, GRID_BYTES, SCALE_BYTES, ZERO_POINT_BYTES
 
 
 class SizeBytes:
@@ -12,7 +12,8 @@ class SizeBytes:
 
     A layer with weights takes ``ceil(weights * bits / 8)`` bytes of codes (or float32 values), 4 for each bias and,
     if quantized, 4 for each output channel's scale (batch normalisation is folded into it) and 5 for its input's grid
-    (scale and zero point). A tensor that is only put on a grid takes those 5.
+    (scale and zero point); asymmetric weights take one more for each output channel. A tensor that is only put on a
+    grid takes those 5.
     """
 
     direction = "min"
@@ -24,7 +25,8 @@ class SizeBytes:
             return layer.out_channels * 0 + GRID_BYTES
         codes = -(-layer.num_weights * layer.w_bits // 8)
         quantized = (layer.w_bits < FLOAT_BITS) * 1
-        return codes + layer.out_channels * (BIAS_BYTES + quantized * SCALE_BYTES) + quantized * GRID_BYTES
+        a_channel = BIAS_BYTES + quantized * (SCALE_BYTES + layer.w_zero_points * ZERO_POINT_BYTES)
+        return codes + layer.out_channels * a_channel + quantized * GRID_BYTES
 
 
 SIZE_BYTES = SizeBytes()

@@ -231,6 +231,20 @@ class LSQ(Quantizer):
         return AffineGrid(step, -qn, 0, qp - qn)
 
     @torch.no_grad()
+    def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
+        """Start the step of one bit-width from a calibrator's range: the smallest step that covers it."""
+        position, levels = self.site.bits.index(bits), 2**bits - 1
+        if self._has_zero_point:
+            step = ((high - low) / levels).clamp(min=SMALLEST_STEP)
+            self.zero_points[position] = min(max(round(float(-low / step)), 0), levels)
+            self._ranges[position] = self._range(position)
+        else:
+            qn, qp = self._ranges[position]
+            step = torch.maximum(high / qp, low / qn if qn else low * 0).clamp(min=SMALLEST_STEP)
+        target = self.log_steps[str(bits)]
+        (target[: len(step)] if self.per_channel else target).copy_(step.log())
+
+    @torch.no_grad()
     def inherit(self, high: int, low: int) -> None:
         """Carry ``high`` bits to ``low``: ``s' = 2^d s``, ``z' = floor(z / 2^d)``, d the difference (OQAT)."""
         d = high - low

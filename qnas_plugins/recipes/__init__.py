@@ -5,3 +5,4 @@ from importlib.resources import files
 _HERE = files(__name__)
 
 OFA_EVOLUTION = _HERE / "ofa-evolution.toml"
+PTQ = _HERE / "ptq.toml"

@@ -80,6 +80,7 @@ def test_recipe(component):
 def test_the_toy_parts_keep_the_contracts_too():
     testing.check_space(lambda scheme: testing.toy_space())
     testing.check_quantizer(testing.parts.RoundingQuantizer)
+    testing.check_quantizer(testing.parts.RangeQuantizer)
 
 
 def test_a_contract_that_is_broken_is_noticed():

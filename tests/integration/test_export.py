@@ -24,6 +24,7 @@ from qnas.errors import ExportError
 from qnas.evaluate import Evaluator, EvaluatorSettings
 from qnas.layers import LayerSpec
 from qnas.nn.activation import GlobalPool, GridQuantize, HardSwish
+from qnas.nn.folding import folding_policy
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import SiteContext
 from qnas.nn.subnet import Residual, Subnet, SubnetLayer
@@ -73,17 +74,7 @@ def evaluator(bits=4, se=False, act="relu", negative="signed", per_channel=False
             data.pixels.affine(),
         )
     )
-    with torch.no_grad():
-        for name, parameter in supernet.named_parameters():
-            if ".bn.weights" in name:
-                parameter.uniform_(-1.5, 1.5)
-                parameter[0], parameter[1] = 0.0, 1e-12
-            elif ".bn.biases" in name:
-                parameter.normal_(std=0.3)
-        supernet.activate(space.highest())
-        supernet.set_mode("start")
-        supernet(data.pixels.normalise(data.train.images[:128]))
-    supernet.set_mode("quantize")
+    started(supernet, data)
     return Evaluator(
         supernet,
         data,
@@ -92,6 +83,21 @@ def evaluator(bits=4, se=False, act="relu", negative="signed", per_channel=False
         {"size_bytes": REGISTRY.load("cost", "size_bytes")},
         EvaluatorSettings(calibration_images=100),
     )
+
+
+@torch.no_grad()
+def started(supernet, data):
+    """Draw batch normalisations, with gammas of all signs and some 0, and start quantizers from data."""
+    for name, parameter in supernet.named_parameters():
+        if ".bn.weights" in name:
+            parameter.uniform_(-1.5, 1.5)
+            parameter[0], parameter[1] = 0.0, 1e-12
+        elif ".bn.biases" in name:
+            parameter.normal_(std=0.3)
+    supernet.activate(supernet.space.highest())
+    supernet.set_mode("start")
+    supernet(data.pixels.normalise(data.train.images[:128]))
+    supernet.set_mode("quantize")
 
 
 def subnet_of(which="highest", **options) -> Subnet:
@@ -191,6 +197,72 @@ def test_zero_points_and_scales_a_channel(tmp_path, options):
     assert summary.islands == ()
     report = compare(subnet, summary.path)
     assert report.passed, report.failures
+
+
+@cache
+def asymmetric_evaluator(bits, per_channel, folding="none") -> Evaluator:
+    """An untrained supernet with min-max quantizers, asymmetric weights and activations; gammas of all signs."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data, minmax = digits(), REGISTRY.load("quantizer", "minmax")
+    scheme = QuantScheme((bits,), (bits,), w_zero_points=True)
+    space = REGISTRY.load("space", "mbv3")(
+        scheme, image_size=SIZE, num_classes=10, image_channels=1, se=False, act="relu", depths=(1,), resolutions=(16,)
+    )
+
+    def weights(site):
+        return minmax(site, asymmetric=True, per_channel=per_channel)
+
+    def activations(site):
+        return minmax(site, asymmetric=True)
+
+    context = BuildContext(space, weights, activations, data.pixels.affine(), folding_policy(folding))
+    supernet = space.build(context).to(memory_format=torch.channels_last)
+    started(supernet, data)
+    costs = {"size_bytes": REGISTRY.load("cost", "size_bytes")}
+    calibrators = [REGISTRY.load("calibrator", "bn")()]
+    return Evaluator(supernet, data, REGISTRY.load("task", "classification")(), calibrators, costs, EvaluatorSettings())
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_asymmetric_weights_are_integers_too(tmp_path, bits, per_channel):
+    judge = asymmetric_evaluator(bits, per_channel)
+    subnet = judge.subnet(judge.supernet.space.highest())
+    summary = export_onnx(subnet, tmp_path / "m.onnx", metadata={})
+    assert summary.islands == ()
+    executed = device().operators(str(tmp_path / "m.onnx"))
+    assert not {"Conv", "Gemm", "MatMul"} & set(executed), executed
+    report = verify(subnet, summary.path, device(), judge.images("test", SIZE), judge.data.test.labels, task=judge.task)
+    assert report.passed, report.failures
+    assert report.identical > 0.95
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_asymmetric_weights_are_packed_with_their_zero_points(tmp_path, bits):
+    judge = asymmetric_evaluator(bits, True)
+    sample = judge.supernet.space.highest()
+    subnet = judge.subnet(sample)
+    size = write_packed(subnet, tmp_path / "p.safetensors", {})
+    assert size == sample_costs(judge.supernet.space, judge.costs, sample)["size_bytes"]
+    packed = read_packed(tmp_path / "p.safetensors")["layers"]
+    for layer in subnet.subnet_layers():
+        entry = packed[layer.spec.name]
+        zero_points = entry["zero_points"].to(torch.int16).reshape(-1, *[1] * (layer.weight.ndim - 1))
+        scales = entry["scales"].reshape(zero_points.shape)
+        torch.testing.assert_close((entry["codes"] - zero_points) * scales, layer.weight, rtol=1e-5, atol=1e-7)
+        assert entry["codes"].min() >= 0
+        assert entry["zero_points"].unique().numel() > 1
+
+
+def test_asymmetric_weights_that_the_space_does_not_know_of_are_refused(tmp_path):
+    judge = asymmetric_evaluator(4, True)
+    subnet = judge.subnet(judge.supernet.space.highest())
+    for layer in subnet.subnet_layers():
+        layer.spec = dataclasses.replace(layer.spec, w_zero_points=False)
+    with pytest.raises(ExportError, match="has_weight_zero_points"):
+        write_packed(subnet, tmp_path / "p.safetensors", {})
+    assert not (tmp_path / "p.safetensors").exists()
 
 
 def test_scales_and_weights_in_the_file_are_the_trained_ones(tmp_path):
