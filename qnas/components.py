@@ -18,7 +18,7 @@ from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes
-from qnas.protocols import Calibrator, CostModel, RangeCalibrator, SearchProblem, Strategy
+from qnas.protocols import Calibrator, CostModel, RangeCalibrator, Sampler, SearchProblem, Strategy
 from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
 from qnas.train import Stage, Trainer, TrainSettings
@@ -164,9 +164,16 @@ def build_trainer(
     data: Data,
     recorder: Any,
     processes: Processes,
+    *,
+    sampler: Sampler | None = None,
     started: Sequence[str] = (),
 ) -> Trainer:
-    """Return a trainer at its start, on the device of the processes; for ``started`` see there."""
+    """Return a trainer at its start, on the device of the processes.
+
+    Args:
+        sampler: instead of the configuration's.
+        started: see :class:`qnas.train.Trainer`.
+    """
     train = config.train
     return Trainer(
         supernet.to(processes.device),
@@ -180,7 +187,8 @@ def build_trainer(
             rank=processes.rank,
             ranks=processes.size,
         ),
-        make(
+        sampler
+        or make(
             registry.load("sampler", train.sampler),
             f"sampler {train.sampler!r}",
             "train.sampler_options",
@@ -201,6 +209,7 @@ def build_trainer(
             clip_norm=train.clip_norm,
             warmup=train.warmup,
             start_images=train.start_images,
+            record_every=train.record_every,
             seed=config.seed,
         ),
         recorder,

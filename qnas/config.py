@@ -90,6 +90,7 @@ class TrainConfig(_Section):
     clip_norm: float = Field(default=10.0, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     start_images: int = Field(default=256, ge=1)
+    record_every: int = Field(default=0, ge=0, description="steps between looks inside; 0: once an epoch")
     calibrator: str | None = Field(default=None, description="of ranges; by default quantizers start by their own rule")
     calibrator_options: dict[str, Any] = {}
     stages: tuple[StageConfig, ...] = ()

@@ -190,9 +190,11 @@ class FabricProcesses(Processes):
         """End the followers' serving when the block is left, by an error too."""
         try:
             yield
-        finally:
-            if self.size > 1:
+        except BaseException:
+            with contextlib.suppress(ProcessError):  # it is the first error that counts
                 self.share(None)
+            raise
+        self.share(None)
 
     def close(self) -> None:
         """Leave the process group."""
@@ -246,7 +248,7 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessError(
-            f"Another process of this run stopped ({str(error).splitlines()[0]}). Look for its message; "
+            f"Another process of this run stopped ({str(error).partition('. ')[0]}). Look for its message; "
             "`qnas run --resume RUN` goes on from the last checkpoint."
         ) from error
 

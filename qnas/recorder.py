@@ -15,11 +15,16 @@ class Recorder(Protocol):
         Events and their values:
 
         - ``stage``: name, epochs, steps.
-        - ``step``: stage, epoch, step, losses (one a subnet, in the sampler's order), gradient_norm, clip_ratio, lr.
+        - ``step``: stage, epoch and number (both counted over all stages), step (in the epoch), losses (one a subnet,
+          in the sampler's order), gradient_norm, clip_ratio (of the gradients), lr.
+        - ``inside``: stage, epoch, number, step; ``subnets``: for each its key, and what
+          :meth:`qnas.probe.Probe.watching` finds; ``gradient_norms`` by layer. After every ``record_every`` steps, and
+          at the end of each epoch.
         - ``epoch``: what the history keeps of an epoch.
         - ``search``: name, evaluations.
         - ``trial``: number, key, metrics, cached.
-        - ``phase``: name (train, search, export, verify, report), state (start, end, stopped), seconds.
+        - ``alone``: number, total, keys: which subnets are trained by themselves next.
+        - ``phase``: name (train, search, alone, rank, export, verify, report), state (start, end, stopped), seconds.
         """
 
 

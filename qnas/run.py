@@ -26,16 +26,18 @@ from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes, resolve_device
 from qnas.recorder import NullRecorder, Recorder
+from qnas.records import keep_records
 from qnas.search import Search, SearchSettings
 from qnas.space import Sample, SearchSpace
 from qnas.store import CONFIG, RunDirectory
 from qnas.train import Progress, Trainer, set_stage_mode
 
 if TYPE_CHECKING:
+    from qnas.alone import AloneSettings
     from qnas.exports import Exports
 
 DATA = "data.json"
-PHASES = ("train", "search", "export", "verify", "report")
+PHASES = ("train", "search", "export", "verify", "alone", "rank", "report")
 
 
 class Run:
@@ -183,13 +185,7 @@ class Run:
         Raises:
             StoreError: training is not finished.
         """
-        finished = self.latest_checkpoint()
-        stages = self.config.train.all_stages()
-        if finished is None or read_progress(finished).stage < len(stages):
-            raise StoreError(
-                f"The supernet in {self.store.path} is not trained to the end. "
-                f"Go on with `qnas train --resume {self.store.path}`."
-            )
+        finished = self.trained_checkpoint()
         supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
         load_weights(supernet, finished)
         set_stage_mode(supernet, components.make_stages(self.config)[-1])
@@ -228,6 +224,20 @@ class Run:
         found = [path for path in self.checkpoints() if path.is_file()]
         return found[-1] if found else None
 
+    def trained_checkpoint(self) -> Path:
+        """Return the checkpoint after the last stage.
+
+        Raises:
+            StoreError: training is not finished.
+        """
+        finished = self.latest_checkpoint()
+        if finished is None or read_progress(finished).stage < len(self.config.train.all_stages()):
+            raise StoreError(
+                f"The supernet in {self.store.path} is not trained to the end. "
+                f"Go on with `qnas train --resume {self.store.path}`."
+            )
+        return finished
+
     def progress(self) -> Progress:
         """Return where training stands."""
         latest = self.latest_checkpoint()
@@ -248,6 +258,7 @@ class Run:
             if latest is not None:
                 load_checkpoint(trainer, latest)
             self.processes.share(None)  # all have read the checkpoint that the leader is about to replace
+            keep_records(trainer, [path.parent for path in self.checkpoints()])
             trainer.run(self._save)
             self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
@@ -295,6 +306,23 @@ class Run:
             (self.store.path / "searches").glob("*/front.json"), key=lambda path: int(path.parent.name.split("-")[0])
         )
         return [self.store.read_json(path) for path in paths]
+
+    def train_alone(self, sample: Sample, settings: AloneSettings) -> dict[str, Any]:
+        """Train one subnet by itself; see :func:`qnas.alone.train_alone`."""
+        from qnas.alone import train_alone
+
+        with self.phase("alone"):
+            return train_alone(self, sample, settings, self.processes)
+
+    def rank(self, num_configs: int, settings: AloneSettings) -> dict[str, Any]:
+        """Compare the supernet's ranking with training alone; see :func:`qnas.rank.rank` (nothing in a follower)."""
+        from qnas.rank import help_rank, rank
+
+        if not self.processes.leader:
+            help_rank(self)
+            return {}
+        with self.phase("rank"):
+            return rank(self, num_configs, settings)
 
     def evaluate(self, sample: Sample, split: str) -> Evaluation:
         """Judge one subnet on a split."""

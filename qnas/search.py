@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from qnas.processes import Processes
 from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
 from qnas.recorder import NullRecorder, Recorder
 from qnas.space import Sample
+from qnas.statistics import standard_error
 from qnas.store import RunDirectory
 
 
@@ -170,7 +170,9 @@ class Search:
     def write_front(self) -> dict[str, Any]:
         """Report the front on the test split, choose one point, and write ``front.json``; return what it holds."""
         found = self.front()
-        points = [self._point(*pair) for pair in zip(found, self._measure_test(found), strict=True)]
+        samples = [trial.sample for trial in found]
+        tests = measure(self.store, self.evaluator, self.processes, samples, "test")  # only now, after selection
+        points = [self._point(*pair) for pair in zip(found, tests, strict=True)]
         metric = self.evaluator.task.metric
         value = {
             "search": self.name,
@@ -204,30 +206,26 @@ class Search:
             "layers": layers,
         }
 
-    def _measure_test(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
-        """Return trials' metrics on the test split; only for reports, after selection."""
-        keys = [self.evaluator.cache_key(trial.sample, "test") for trial in trials]
-        new = [(trial, key) for trial, key in zip(trials, keys, strict=True) if self.store.cached(key) is None]
-        found = self.processes.map(self.evaluator.judge, [(trial.sample, "test") for trial, _ in new])
-        with self.store.transaction():
-            for (trial, key), evaluation in zip(new, found, strict=True):
-                self.store.put_evaluation(
-                    key, trial.key, "test", evaluation.metrics, evaluation.num_images, evaluation.packed()
-                )
-        stored = [self.store.cached(key) for key in keys]
-        return [entry[0] for entry in stored if entry is not None]
+
+def measure(
+    store: RunDirectory, evaluator: Evaluator, processes: Processes, samples: Sequence[Sample], split: str
+) -> list[dict[str, float]]:
+    """Return the metrics of subnets on a split, those that were judged before from the store."""
+    keys = [evaluator.cache_key(sample, split) for sample in samples]
+    new = [(sample, key) for sample, key in zip(samples, keys, strict=True) if store.cached(key) is None]
+    found = processes.map(evaluator.judge, [(sample, split) for sample, _ in new])
+    with store.transaction():
+        for (sample, key), evaluation in zip(new, found, strict=True):
+            name = evaluator.supernet.space.key(sample)
+            store.put_evaluation(key, name, split, evaluation.metrics, evaluation.num_images, evaluation.packed())
+    stored = [store.cached(key) for key in keys]
+    return [entry[0] for entry in stored if entry is not None]
 
 
 def choose(points: Sequence[Trial], metric: str, objectives: Sequence[Objective]) -> Trial:
     """Return the point to deploy: best on the task's metric, then cheapest on the other objectives, then by key."""
     signs = [(o.name, 1.0 if o.direction == "min" else -1.0) for o in objectives if o.name != metric]
     return min(points, key=lambda t: (-t.metrics[metric], [s * t.metrics[n] for n, s in signs], t.key))
-
-
-def standard_error(accuracy: float, n: int) -> float:
-    """Return the standard error of an accuracy over ``n`` images (Agresti-Coull: not 0 at 100%)."""
-    p = (accuracy * n + 2) / (n + 4)
-    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 def unpack_correct(packed: bytes, n: int) -> np.ndarray[Any, Any]:

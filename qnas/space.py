@@ -302,6 +302,14 @@ class SearchSpace(ABC):
         view._index = [{value: i for i, value in enumerate(knob.choices)} for knob in view.knobs]
         return view
 
+    def pin(self, sample: Mapping[str, Value]) -> SearchSpace:
+        """Return a view with one sample, this one; its key is the sample's key."""
+        view = copy.copy(self)
+        canonical = self.canonical(sample)
+        view.knobs = tuple(replace(knob, choices=(canonical[knob.label],)) for knob in self.knobs)
+        view._index = [{knob.choices[0]: 0} for knob in view.knobs]
+        return view
+
     # --- layers ------------------------------------------------------------------------------------------------
 
     def layers(self, sample: Mapping[str, Value]) -> tuple[LayerSpec, ...]:

@@ -6,8 +6,11 @@ RUN/
   environment.json       versions and machine, as the run was made
   data.json              digest of the images that the run was made with
   trials.sqlite          evaluations, trials and the state of every search
-  stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress
+  stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress; records.jsonl: events
   searches/NN-name/      front.json
+  alone/KEY-START-ID/    stages/, result.json of a subnet that was trained by itself
+  ranks/                 comparisons of the supernet's ranking with training alone
+  tensorboard/           events, by --tensorboard
   exports/KEY/           model.onnx, packed.safetensors, export.json, verify.json
   timings.json           seconds by phase, summed over interruptions; nothing else depends on it
   report.html, front.png

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from qnas.data import TrainBatches, resize
 from qnas.errors import TrainingDivergedError
 from qnas.nn.quantizer import ROLES
 from qnas.nn.supernet import Supernet
+from qnas.probe import Probe
 from qnas.processes import Processes
 from qnas.protocols import RangeCalibrator, Sampler, Supervision
 from qnas.recorder import NullRecorder, Recorder
@@ -70,6 +72,7 @@ class TrainSettings:
         clip_norm: largest norm of all gradients of a step.
         warmup: share of a stage's steps in which the rate rises linearly.
         start_images: training images from which quantizers start.
+        record_every: steps between two looks inside the net; 0 for the last step of each epoch alone.
     """
 
     num_subnets: int = 4
@@ -78,6 +81,7 @@ class TrainSettings:
     clip_norm: float = 10.0
     warmup: float = 0.1
     start_images: int = 256
+    record_every: int = 0
     seed: int = 0
 
 
@@ -141,6 +145,7 @@ class Trainer:
         self.progress = Progress()
         self.view = supernet.space
         self.optimizer: torch.optim.Optimizer | None = None
+        self.probe = Probe(supernet)
         self._largest_macs = sum(layer.macs for layer in supernet.space.layers(supernet.space.highest()))
 
     @property
@@ -282,6 +287,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         samples = self.sampler.draw(self.view, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
         self.supervision.begin_step(images, labels)
+        subnets = [{"key": space.key(sample)} for sample in samples] if self._looks_inside(step) else []
         sized = {images.shape[-1]: images}
         found: list[Tensor] = []
         for position, sample in enumerate(samples):
@@ -289,7 +295,8 @@ class Trainer:
             if size not in sized:
                 sized[size] = resize(images, size).contiguous(memory_format=torch.channels_last)
             self.supernet.activate(sample)
-            with self.processes.autocast():
+            inside = self.probe.watching(subnets[position]) if subnets else nullcontext()
+            with inside, self.processes.autocast():
                 logits = self.supernet(sized[size])
             loss = self.supervision.loss(position, logits.float(), labels)
             penalty = self.supernet.penalty()
@@ -303,13 +310,20 @@ class Trainer:
         for value, sample in zip(losses, samples, strict=True):
             self._check(value, "loss", sample, step)
         self.processes.average_gradients(self.supernet.parameters())
+        gradient_norms = self.probe.gradient_norms() if subnets else {}
         norm = float(nn.utils.clip_grad_norm_(self.supernet.parameters(), settings.clip_norm))
         self._check(norm, "gradient norm", samples[0], step)
         self.optimizer.step()
-        values = {
+        where = {
             "stage": self.stages[self.progress.stage].name,
             "epoch": epoch,
+            "number": epoch * self.batches.steps + step + 1,
             "step": step,
+        }
+        if subnets:
+            self.recorder.record("inside", {**where, "subnets": subnets, "gradient_norms": gradient_norms})
+        values = {
+            **where,
             "losses": losses,
             "gradient_norm": norm,
             "clip_ratio": min(1.0, settings.clip_norm / norm) if norm > 0 else 1.0,
@@ -317,6 +331,11 @@ class Trainer:
         }
         self.recorder.record("step", values)
         return losses, norm
+
+    def _looks_inside(self, step: int) -> bool:
+        every = self.settings.record_every
+        last = step == self.batches.steps - 1
+        return self.processes.leader and (last or (every > 0 and (step + 1) % every == 0))
 
     def _check(self, value: float, what: str, sample: Sample, step: int) -> None:
         if math.isfinite(value):

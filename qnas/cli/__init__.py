@@ -11,7 +11,18 @@ import click
 from qnas import __version__
 from qnas.errors import QnasError
 
-COMMANDS = ("run", "train", "search", "evaluate", "export", "verify", "report", "plugins")
+COMMANDS = (
+    "run",
+    "train",
+    "search",
+    "evaluate",
+    "train-alone",
+    "rank",
+    "export",
+    "verify",
+    "report",
+    "plugins",
+)
 
 
 class LazyGroup(click.Group):
@@ -25,7 +36,7 @@ class LazyGroup(click.Group):
         """Import one command's module."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"qnas.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"qnas.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

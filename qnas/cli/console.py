@@ -50,6 +50,8 @@ class LineRecorder:
             text = f"search: {values['name']}, {self._total} evaluations"
         elif event == "trial" and (values["number"] % TRIALS_A_LINE == 0 or values["number"] == self._total):
             text = f"search: {values['number']}/{self._total}"
+        elif event == "alone":
+            text = f"alone: {values['number']}/{values['total']}, {', '.join(values['keys'])}"
         elif event == "phase" and values["state"] == "end":
             text = f"{values['name']}: done in {values['seconds']:.1f} s"
         if text is not None:
@@ -62,7 +64,7 @@ class ProgressRecorder:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._steps = 0
+        self._prefix = ""
 
     def _begin(self, description: str, total: int) -> None:
         from rich.console import Console
@@ -106,7 +108,7 @@ class ProgressRecorder:
     def record(self, event: str, values: Mapping[str, Any]) -> None:
         """Move the bar that the event belongs to."""
         if event == "stage":
-            self._begin(f"train {values['name']}", values["epochs"] * values["steps"])
+            self._begin(f"{self._prefix}train {values['name']}", values["epochs"] * values["steps"])
         elif event == "step":
             self._advance(_losses(values["losses"]), "steps")
         elif event == "search":
@@ -114,6 +116,8 @@ class ProgressRecorder:
         elif event == "trial":
             best = values["metrics"]
             self._advance(f"{values['key'][:8]} {next(iter(best))} {next(iter(best.values())):.3f}", "subnets")
+        elif event == "alone":
+            self._prefix = f"{values['number']}/{values['total']} "
         elif event == "phase" and values["state"] != "start":
             self.close()
 
@@ -155,6 +159,23 @@ def print_front(front: Mapping[str, Any]) -> None:
             style="bold" if chosen else None,
         )
     stdout_console().print(table)
+
+
+def print_rank(result: Mapping[str, Any]) -> None:
+    """Print how the supernet's ranking agrees with training alone."""
+    from rich.table import Table
+
+    tau, metric = result["tau"], result["metric"]
+    images = result["num_images"]
+    table = Table(title=f"{result['num_configs']} random subnets, best alone first", title_justify="left")
+    table.add_column("subnet")
+    table.add_column(f"{metric}, supernet ({images['supernet']})", justify="right")
+    table.add_column(f"{metric}, alone ({images['alone']})", justify="right")
+    for entry in sorted(result["configs"], key=lambda entry: (-entry["alone"], entry["key"])):
+        alone = f"{entry['alone']:.2%} ± {entry['alone_standard_error']:.2%}"
+        table.add_row(entry["key"], f"{entry['supernet']:.2%}", alone)
+    stdout_console().print(table)
+    click.echo(f"Kendall tau {tau['value']:.3f}, 95% interval {tau['low']:.3f} to {tau['high']:.3f}")
 
 
 def print_export(run: Any, result: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def command(
     from qnas.cli import console
     from qnas.cli.session import open_session
     from qnas.config import read_toml
-    from qnas.search import standard_error
+    from qnas.statistics import standard_error
 
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run

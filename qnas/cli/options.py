@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from qnas.alone import AloneSettings
     from qnas.config import RunConfig
     from qnas.plugins import Registry
 
@@ -274,6 +275,38 @@ def output_options(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="Print no progress.")(function)
 
 
+def alone_options(function: F) -> F:
+    """Add how a subnet is trained by itself."""
+    for option in (
+        click.option("--lr", type=float, help="Peak learning rate; that of each stage by default."),
+        click.option(
+            "--budget", default=1.0, show_default=True, help="Epochs of each stage, as a multiple of the supernet's."
+        ),
+        click.option("--seed", type=int, help="Of weights and batches; the run's by default."),
+        click.option(
+            "--from",
+            "start",
+            type=click.Choice(["scratch", "supernet"]),
+            default="scratch",
+            show_default=True,
+            help="New weights and all stages, or the supernet's weights and the last stage.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def alone_settings(config: RunConfig, params: Mapping[str, Any]) -> AloneSettings:
+    """Return what the flags of :func:`alone_options` say."""
+    from qnas.alone import AloneSettings
+    from qnas.errors import ConfigError
+
+    budget, lr, seed = params["budget"], params["lr"], params["seed"]
+    if budget <= 0 or (lr is not None and lr <= 0):
+        raise ConfigError(f"--budget and --lr must be over 0; given: budget {budget}, lr {lr}. Correct them.")
+    return AloneSettings(params["start"], config.seed if seed is None else seed, budget, lr)
+
+
 def start_options(function: F) -> F:
     """Add where a run's settings and its directory come from."""
     for option in (
@@ -282,6 +315,7 @@ def start_options(function: F) -> F:
             "--out", type=click.Path(path_type=Path), help="Folder of a new run; a new one in runs/ by default."
         ),
         click.option("--config-file", type=click.Path(path_type=Path), help="TOML file of settings; flags win."),
+        click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard into the run's folder."),
         click.option("--recipe", help="Settings to start from; see `qnas plugins --kind recipe`."),
     ):
         function = option(function)

@@ -28,13 +28,12 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
     """
     from qnas.cli import console
     from qnas.cli.options import flag_settings
-    from qnas.cli.session import PLACEMENT, open_session
+    from qnas.cli.session import PLACEMENT, open_session, placement_of
     from qnas.config import load_config, nested
     from qnas.errors import ConfigError
 
-    changes = flag_settings(params)
-    placement = {name: changes.pop(name) for name in PLACEMENT if name in changes}
-    with open_session(params, quiet=quiet or as_json, together=True, placement=placement) as session:
+    changes = {name: value for name, value in flag_settings(params).items() if name not in PLACEMENT}
+    with open_session(params, quiet=quiet or as_json, together=True, placement=placement_of(params)) as session:
         for name in changes:
             if not name.startswith("search."):
                 raise ConfigError(

@@ -39,6 +39,11 @@ class Session:
             click.echo(text, err=True)
 
 
+def placement_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that say where a command works, which may differ from where the run was trained."""
+    return {name: params[name] for name in PLACEMENT if params.get(name) is not None}
+
+
 @contextmanager
 def open_session(
     params: Mapping[str, Any], *, quiet: bool, together: bool = False, placement: Mapping[str, Any] | None = None
@@ -65,17 +70,27 @@ def open_session(
         click.echo(f"Warning: plugin {broken.owner} is set aside: {broken.reason}", err=True)
     recorder = console.make_recorder(quiet)
     run = _open(registry, params, recorder)
+    board = None
     try:
+        if params.get("tensorboard"):
+            from qnas.recorder import Recorders
+            from qnas.tensorboard import TensorBoardRecorder
+
+            board = TensorBoardRecorder(run.store.path)
+            run.recorder = Recorders(run.recorder, board)
         if together:
             run.join(_connect(run.config, placement or {}))
             run.processes.share((run.store.path.absolute(), run.config))
         yield Session(run, quiet)
     except KeyboardInterrupt:
-        click.echo(f"Stopped. `qnas run --resume {run.store.path}` goes on where it was.", err=True)
+        again = "Give the same command again to go on." if params.get("run") else ""
+        click.echo(f"Stopped. {again or f'`qnas run --resume {run.store.path}` goes on where it was.'}", err=True)
         raise click.exceptions.Exit(130) from None
     finally:
         if isinstance(recorder, console.ProgressRecorder):
             recorder.close()
+        if board is not None:
+            board.close()
         run.close()
         run.processes.close()
 

@@ -72,12 +72,7 @@ class ElasticConv(nn.Module):
         self.transforms = nn.ParameterDict(
             {str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]}  # from the next larger kernel
         )
-        if linear:
-            nn.init.normal_(self.weight, 0.0, 0.01)
-        else:
-            nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-            if depthwise:  # fan_out counts one group's channels
-                nn.init.normal_(self.weight, 0.0, (2.0 / largest**2) ** 0.5)
+        self.initialise(out_channels, largest)
         banks = [""] if bank_knob is None else [str(choice) for choice in bank_knob.choices]
         self.bn = ElasticBatchNorm(out_channels, banks) if norm and not linear else None
         self.bank_knob = bank_knob
@@ -89,6 +84,14 @@ class ElasticConv(nn.Module):
         self.observe: Observe | None = None
         self.spec: LayerSpec | None = None
         self.values: Mapping[str, Value] = {}
+
+    def initialise(self, out_channels: int, kernel: int) -> None:
+        """Draw the weights for a layer of this size (He et al. 2015; the fan-out of one channel where depthwise)."""
+        if self.linear:
+            nn.init.normal_(self.weight, 0.0, 0.01)
+        else:
+            fan_out = (1 if self.depthwise else out_channels) * kernel**2
+            nn.init.normal_(self.weight, 0.0, (2.0 / fan_out) ** 0.5)
 
     def activate(self, active: ActiveSubnet) -> None:
         """Take up the active subnet's description of this layer."""

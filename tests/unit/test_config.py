@@ -156,7 +156,7 @@ def test_every_recipe_is_a_valid_configuration(registry):
 def test_a_flag_says_nothing_that_toml_cannot(flag):
     paths, group, names, _ = options._FLAGS[flag]
     known = flat(RunConfig().model_dump())
-    assert group in (options.MODEL, options.TRAINING, options.SEARCHING)
+    assert group in (options.MODEL, options.TRAINING, options.SEARCHING, options.PROCESSES)
     for path in paths:
         owner, _, option = path.rpartition(".options.")
         if ".weight_options." in path or ".act_options." in path:

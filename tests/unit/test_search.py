@@ -15,7 +15,7 @@ from qnas.errors import ConfigError, ConstraintError
 from qnas.pareto import best_first, crowding, dominates, front, ranks
 from qnas.protocols import Objective, Trial
 from qnas.rng import generator
-from qnas.search import choose, named_objectives, standard_error, unpack_correct
+from qnas.search import choose, named_objectives, unpack_correct
 
 OBJECTIVES = (Objective("accuracy", "max"), Objective("bitops", "min"))
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
@@ -126,11 +126,6 @@ def test_wrong_objectives_are_refused():
         named_objectives(["accuracy", "accuracy"], "accuracy", {})
     with pytest.raises(ConfigError, match="'accurracy' does not exist"):
         named_objectives(["accurracy"], "accuracy", {})
-
-
-def test_standard_error_is_never_zero():
-    assert 0 < standard_error(1.0, 360) < 0.01
-    assert standard_error(0.5, 10_000) == pytest.approx(0.005, rel=0.01)
 
 
 def test_correctness_bits_round_trip():

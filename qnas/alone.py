@@ -1,0 +1,195 @@
+"""Subnets trained by themselves: the ground truth for what a supernet says of them.
+
+A result is kept in ``alone/KEY-START-ID/`` of the run: checkpoints while it trains, then ``result.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from qnas import components
+from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
+from qnas.config import RunConfig, StageConfig
+from qnas.files import write_json
+from qnas.nn.elastic import ElasticConv
+from qnas.nn.supernet import Supernet
+from qnas.processes import Processes
+from qnas.records import keep_records
+from qnas.rng import integer_seed
+from qnas.space import Sample, SearchSpace
+from qnas.statistics import standard_error
+from qnas.train import Progress, Trainer, set_stage_mode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qnas.run import Run
+
+Start = Literal["scratch", "supernet"]
+STARTS: tuple[Start, ...] = ("scratch", "supernet")
+FOLDER = "alone"
+
+
+@dataclass(frozen=True)
+class AloneSettings:
+    """How a subnet is trained by itself.
+
+    Attributes:
+        start: from new weights through all stages of the run (``scratch``), or from the supernet's weights through the
+            last stage again (``supernet``). All stages use the subnet's own bit-widths.
+        seed: of weights and batches; splits and calibration images stay the run's.
+        budget: epochs of each stage, as a multiple of the supernet's. An epoch shows each image once.
+        lr: peak learning rate; ``None`` for each stage's own.
+    """
+
+    start: Start = "scratch"
+    seed: int = 0
+    budget: float = 1.0
+    lr: float | None = None
+
+    def stages(self, config: RunConfig) -> tuple[StageConfig, ...]:
+        """Return the stages to train."""
+        stages = config.train.all_stages()
+        if self.start == "supernet":
+            stages = stages[-1:]
+        free: dict[str, Any] = {"w_bits": (), "a_bits": (), "inherit": False}
+        if self.lr is not None:
+            free["lr"] = self.lr
+        return tuple(
+            stage.model_copy(update={**free, "epochs": math.ceil(self.budget * stage.epochs)}) for stage in stages
+        )
+
+
+class _Only:
+    """Draws one sample, always."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def draw(self, space: SearchSpace, rng: np.random.Generator, n: int) -> list[Sample]:
+        """Return the sample ``n`` times."""
+        return [self.sample] * n
+
+
+def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Processes) -> dict[str, Any]:
+    """Train one subnet by itself with the run's data, stages and evaluator; go on where it was stopped.
+
+    Returns:
+        What ``result.json`` holds: the settings; ``metrics`` and ``standard_error`` by split; ``correct``, which
+        images were answered right, as packed bits in hexadecimal; ``image_passes`` in units of the run's largest
+        subnet, as the supernet's training counts them.
+    """
+    key = run.space.key(sample)
+    folder = alone_directory(run.store.path, key, settings)
+    done = run.store.read_json(folder / "result.json")
+    if done is not None:
+        return dict(done)
+    config = _config(run.config, settings)
+    pinned = run.space.pin(sample)
+    supernet = _supernet(run, config, pinned, settings)
+    started = _trained_roles(run.config) if settings.start == "supernet" else ()
+    trainer = components.build_trainer(
+        run.registry,
+        config,
+        supernet,
+        run.data,
+        run.recorder,
+        processes,
+        sampler=_Only(pinned.highest()),
+        started=started,
+    )
+    _train(trainer, folder, processes)
+    evaluator = components.build_evaluator(
+        run.registry, run.config, supernet.cpu().eval(), run.data, f"{FOLDER}/{folder.name}", processes.device
+    )
+    set_stage_mode(supernet, trainer.stages[-1])
+    result: dict[str, Any] = {"key": key, "sample": pinned.highest(), **asdict(settings), "id": folder.name}
+    result["stages"] = [{"name": s.name, "epochs": s.epochs, "lr": s.lr} for s in trainer.stages]
+    result["image_passes"] = trainer.progress.image_passes * _relative_macs(run.space, pinned)
+    for name in ("metrics", "standard_error", "num_images", "correct"):
+        result[name] = {}
+    for split in ("search", "test"):
+        evaluation = evaluator.evaluate(pinned.highest(), split)
+        score = evaluation.metrics[evaluator.task.metric]
+        result["metrics"][split] = evaluation.metrics
+        result["standard_error"][split] = standard_error(score, evaluation.num_images)
+        result["num_images"][split] = evaluation.num_images
+        result["correct"][split] = evaluation.packed().hex()
+    if processes.leader:
+        write_json(folder / "result.json", result)
+    return result
+
+
+def alone_directory(run: Path, key: str, settings: AloneSettings) -> Path:
+    """Return the folder of one training."""
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+    return run / FOLDER / f"{key}-{settings.start}-{digest}"
+
+
+def list_alone(run: Path) -> list[dict[str, Any]]:
+    """Return the results of every subnet that was trained by itself, in the order of their folders."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / FOLDER).glob("*/result.json"))]
+
+
+def _config(config: RunConfig, settings: AloneSettings) -> RunConfig:
+    train = config.train.model_copy(update={"stages": settings.stages(config), "num_subnets": 1})
+    return config.model_copy(update={"seed": settings.seed, "train": train})
+
+
+def _trained_roles(config: RunConfig) -> Sequence[str]:
+    stages = components.make_stages(config)
+    return tuple(dict.fromkeys(role for stage in stages for role in stage.quantized_roles))
+
+
+def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneSettings) -> Supernet:
+    """Return the supernet with nothing but the pinned sample left to it."""
+    supernet = components.build_supernet(run.registry, config, run.space, run.data)
+    supernet.space = pinned
+    supernet.activate(pinned.highest())
+    convolutions = [module for module in supernet.modules() if isinstance(module, ElasticConv)]
+    if settings.start == "supernet":
+        load_weights(supernet, run.trained_checkpoint())
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer_seed(settings.seed, FOLDER, int(pinned.key(pinned.highest()), 16)))
+            for layer in convolutions:
+                if layer.spec is not None:
+                    layer.initialise(layer.spec.out_channels, layer.spec.kernel_size)
+    for layer in convolutions:  # a net by itself has no transforms of kernels: they stay at what they are
+        layer.transforms.requires_grad_(False)
+    return supernet
+
+
+def _train(trainer: Trainer, folder: Path, processes: Processes) -> None:
+    paths = [
+        folder / "stages" / f"{i:02d}-{stage.name}" / "checkpoint.safetensors" for i, stage in enumerate(trainer.stages)
+    ]
+    found = [path for path in paths if path.is_file()]
+    latest = processes.share(found[-1] if found else None)
+    if latest is not None:
+        load_checkpoint(trainer, latest)
+    processes.share(None)
+    keep_records(trainer, [path.parent for path in paths])
+
+    def save(trainer: Trainer) -> None:
+        progress: Progress = trainer.progress
+        if processes.leader:
+            save_checkpoint(trainer, paths[progress.stage if progress.epoch else progress.stage - 1])
+
+    trainer.run(save)
+    processes.share(None)
+    assert read_progress(paths[-1]).stage == len(paths) or not processes.leader
+
+
+def _relative_macs(space: SearchSpace, pinned: SearchSpace) -> float:
+    """Return the pinned subnet's MACs over those of the largest one."""
+    own, largest = (sum(layer.macs for layer in s.layers(s.highest())) for s in (pinned, space))
+    return own / largest
