@@ -105,6 +105,12 @@ class FabricProcesses(Processes):
 
         _quiet_fabric()
         total = devices * num_nodes
+        started = int(os.environ["WORLD_SIZE"]) if under_torchrun() else total
+        if started != total:
+            raise ConfigError(
+                f"torchrun started {started} processes, but --devices {devices} and --num-nodes {num_nodes} ask for "
+                f"{total}. Give its --nproc-per-node and --nnodes the same numbers."
+            )
         try:
             self.fabric = Fabric(
                 accelerator=device,
@@ -120,11 +126,6 @@ class FabricProcesses(Processes):
                 "Check --devices, --num-nodes and --device."
             ) from error
         self.rank, self.size = self.fabric.global_rank, self.fabric.world_size
-        if self.size != total:
-            raise ConfigError(
-                f"{self.size} processes were started, but --devices {devices} and --num-nodes {num_nodes} ask for "
-                f"{total}. Give torchrun's --nproc-per-node and --nnodes the same numbers."
-            )
         self.device = self.fabric.device
         if self.size > 1:
             self.ranks = _DistributedRanks(self.size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qnas.data import TrainBatches, resize
 from qnas.errors import TrainingDivergedError
 from qnas.nn.quantizer import ROLES
+from qnas.nn.ranks import Ranks
 from qnas.nn.supernet import Supernet
 from qnas.probe import Probe
 from qnas.processes import Processes
@@ -135,7 +136,6 @@ class Trainer:
         self.processes = processes or Processes()
         self.calibrators = dict(calibrators or {})
         self.started = tuple(started)
-        supernet.connect(self.processes.ranks)
         self.batches = batches
         self.sampler = sampler
         self.supervision = supervision
@@ -182,6 +182,7 @@ class Trainer:
         known = {*self.started, *(role for s in earlier for role in s.quantized_roles)}
         new = [role for role in stage.quantized_roles if role not in known]
         if self.progress.epoch == 0:
+            self.supernet.connect(Ranks())  # every process starts from the same images, so each has the whole batch
             set_stage_mode(self.supernet, stage)
             if new:
                 self._start_quantizers(new)
@@ -189,6 +190,7 @@ class Trainer:
                 self._calibrate(stage)
             if stage.inherit and earlier:
                 self._inherit(earlier[-1], stage)
+        self.supernet.connect(self.processes.ranks)
         set_stage_mode(self.supernet, stage)
         self.supernet.train()
         if self.optimizer is None:

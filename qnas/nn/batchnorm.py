@@ -68,7 +68,7 @@ class ElasticBatchNorm(nn.Module):
         mean, var, count = batch_statistics(x, self.ranks)
         self.track(mean, var * (count / max(count - 1, 1)))
         factor = gamma * torch.rsqrt(var + EPS)
-        y = x.float() * factor.reshape(1, -1, 1, 1) + (beta - mean * factor).reshape(1, -1, 1, 1)
+        y = x.to(mean.dtype) * factor.reshape(1, -1, 1, 1) + (beta - mean * factor).reshape(1, -1, 1, 1)
         return y.to(x.dtype)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ Called as a program, this file is one process of a step: ``test_processes.py OUT
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-TIMEOUT = 240  # seconds
+TIMEOUT = 120  # seconds
 QNAS = (sys.executable, "-m", "qnas")
 FLAGS = (
     *("--float-epochs", "1", "--epochs", "1", "--batch-size", "256", "--set", "train.num_subnets=3"),
@@ -47,9 +48,12 @@ def step_of(processes, folding, quantizer):
     space = components.build_space(registry, config, data)
     supernet = components.build_supernet(registry, config, space, data)
     trainer = components.build_trainer(registry, config, supernet, data, None, processes)
+    supernet.double()  # in float32 some value comes so near to a tie of the rounding that it may fall to either side
+    start = trainer.batches.start_images
+    trainer.batches.start_images = lambda n, seed: start(n, seed).double()
     trainer._enter_stage()
     images, labels = next(iter(trainer.batches.epoch(0)))
-    losses, norm = trainer.step(images, labels, 0, 0, 0.01)
+    losses, norm = trainer.step(images.double(), labels, 0, 0, 0.01)
     found = {f"grad.{name}": p.grad for name, p in supernet.named_parameters() if p.grad is not None}
     found |= {f"state.{name}": value.clone() for name, value in supernet.named_buffers()}
     found["losses"] = torch.tensor([*losses, norm])
@@ -85,11 +89,11 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, folding, quantize
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     one = step_of(Processes(), folding, quantizer)
     assert first.keys() == second.keys() == one.keys()
-    assert sum(name.startswith("grad.") for name in one) > 40
+    assert sum(name.startswith("grad.") for name in one) > 30
     for name, want in one.items():
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
-        scale = max(float(want.double().abs().max()), 1e-3)
-        torch.testing.assert_close(first[name], want, rtol=2e-3, atol=2e-3 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        atol = 1e-5 * float(want.double().abs().max()) + 1e-9  # losses are computed in float32
+        torch.testing.assert_close(first[name], want, rtol=1e-5, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_two_processes_find_the_front_that_one_finds(trained, tmp_path):
 
 
 def test_two_processes_run_the_whole_job_under_torchrun(tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     done = run(*torchrun, "-m", "qnas", "run", "--devices", "2", "--out", "run", *FLAGS, "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result["verify"]["passed"]
@@ -133,7 +137,7 @@ def test_two_processes_run_the_whole_job_under_torchrun(tmp_path):
 
 
 def test_torchrun_and_flags_must_agree(tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     done = run(*torchrun, "-m", "qnas", "train", "--out", "run", *FLAGS, cwd=tmp_path, ok=False)
     assert done.returncode != 0
     assert "--nproc-per-node" in done.stderr
@@ -159,7 +163,7 @@ def test_killed_together_two_processes_go_on_to_the_same_bytes(tmp_path):
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
-    begin = (*QNAS, "train", "--out", "run", "--devices", "2", *FLAGS, "--set", "train.stages=[]")
+    begin = (*QNAS, "train", "--out", "run", "--devices", "2", *FLAGS)
     process = subprocess.Popen(begin, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     child = first_child(process.pid)
     deadline = time.monotonic() + TIMEOUT
@@ -178,8 +182,9 @@ def first_child(pid: int) -> int:
     while time.monotonic() < deadline:
         children = path.read_text().split()
         for child in map(int, children):
-            if b"qnas" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return child
+            with contextlib.suppress(OSError):  # it was a short one, such as a compiler
+                if b"\0train\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return child
         time.sleep(0.02)
     raise AssertionError("no second process was started")
 
