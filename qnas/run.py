@@ -99,7 +99,7 @@ class Run:
             ConfigError: compiled kernels are asked for where there is no compiler.
         """
         config = self.config
-        size = int(self.data.train.images.shape[-1])
+        size = self.data.image_size
         if config.data.image_size is None:
             data = config.data.model_copy(update={"image_size": size})
             config = config.model_copy(update={"data": data})

@@ -46,7 +46,7 @@ def open_session(params: Mapping[str, Any], *, quiet: bool) -> Iterator[Session]
         run = Run.open(path, registry, recorder)
         if params.get("resume"):
             try:
-                refuse_changes(run.config, params, path)
+                refuse_changes(registry, run.config, params, path)
             except BaseException:
                 run.close()
                 raise
