@@ -32,13 +32,7 @@ def make(component: Any, what: str, section: str, options: Mapping[str, Any], *a
     Raises:
         ConfigError: an option that it does not have, or a value that it cannot take.
     """
-    parameters = inspect.signature(component).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    allowed = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in given]
-    for name in options:
-        if name not in allowed and not open_ended:
-            raise ConfigError(unknown_name(f"The option of {what}", name, allowed, f"Correct [{section}]."))
-    _check_types(component, what, section, options)
+    check_options(component, what, section, options, given)
     try:
         return component(*args, **given, **options)
     except (TypeError, ValueError) as error:
@@ -46,6 +40,23 @@ def make(component: Any, what: str, section: str, options: Mapping[str, Any], *a
         raise ConfigError(
             f"{what} does not take the options given ({listed}): {error}. Correct [{section}]."
         ) from error
+
+
+def check_options(
+    component: Any, what: str, section: str, options: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Refuse options that a constructor or function does not have as keywords, beside those already given.
+
+    Raises:
+        ConfigError: names the option and those allowed, or the value and the type.
+    """
+    parameters = inspect.signature(component).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    allowed = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in given]
+    for name in options:
+        if name not in allowed and not open_ended:
+            raise ConfigError(unknown_name(f"The option of {what}", name, allowed, f"Correct [{section}]."))
+    _check_types(component, what, section, options)
 
 
 def _check_types(component: Any, what: str, section: str, options: Mapping[str, Any]) -> None:
@@ -68,7 +79,11 @@ def _check_types(component: Any, what: str, section: str, options: Mapping[str, 
 def load_data(registry: Registry, config: RunConfig) -> Data:
     """Load, size and split the data set."""
     dataset = registry.load("dataset", config.data.name)()
-    images: ImageSet = dataset.load(**config.data.options)
+    given: dict[str, Any] = {}
+    if "image_size" in inspect.signature(dataset.load).parameters:  # it can decode to this size at once
+        given["image_size"] = config.data.image_size
+    check_options(dataset.load, f"data set {config.data.name!r}", "data.options", config.data.options, given)
+    images: ImageSet = dataset.load(**config.data.options, **given)
     return prepare(
         images,
         image_size=config.data.image_size or images.image_size or images.images.shape[-1],
@@ -118,7 +133,7 @@ def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpac
         "space.options",
         config.space.options,
         scheme,
-        image_size=int(data.train.images.shape[-1]),
+        image_size=data.image_size,
         num_classes=data.num_classes,
         image_channels=data.channels,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,14 +137,16 @@ class Evaluator:
             calibrator.calibrate(subnet, self._batches("calibration", self._calibration, subnet.resolution))
         return round_biases(subnet.cpu().fold())
 
-    def _batches(self, name: str, split: Split, size: int) -> list[Tensor]:
-        """Return a split's batches at one resolution, made once."""
+    def _batches(self, name: str, split: Split, size: int) -> Iterable[Tensor]:
+        """Return a split's batches at one resolution, made once; a streamed split is decoded each time."""
         key = (name, size)
         if key not in self._sized:
             calibration = name == "calibration"
             step = self.settings.calibration_batch if calibration else self.settings.batch_size
-            found = batches(split, self.data.pixels, size, step, whole=calibration)
-            self._sized[key] = [images.to(self.device) for images in found]
+            made = batches(split, self.data.pixels, size, step, whole=calibration, device=self.device)
+            if split.streamed and not calibration:  # would not fit into memory
+                return made
+            self._sized[key] = list(made)
         return self._sized[key]
 
     def evaluate(self, sample: Mapping[str, Value], split: str = "search") -> Evaluation:
@@ -172,6 +174,6 @@ class Evaluator:
         subnet.cpu()
         return outputs
 
-    def images(self, split: str, size: int) -> list[Tensor]:
-        """Return a split's normalised batches at one resolution, in order, made once."""
+    def images(self, split: str, size: int) -> Iterable[Tensor]:
+        """Return a split's normalised batches at one resolution, in order, to go through once."""
         return self._batches(split, self.data.split(split), size)

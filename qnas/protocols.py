@@ -25,10 +25,14 @@ State = dict[str, Any]
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Loads images and labels; called once a run, with the options of ``[data]``."""
+    """Loads images and labels; called once a run, with the options of ``[data.options]`` as keywords."""
 
     def load(self, **options: Any) -> ImageSet:
-        """Return all labelled images, decoded, with what is known of them (names, augmentation, native size)."""
+        """Return all labelled images, decoded or streamed, with what is known of them (names, augmentation, size).
+
+        A ``load`` that has a parameter ``image_size`` is given the user's (``int``, or ``None``); one that streams must
+        have it, since streamed images have the size to train at.
+        """
 
 
 @runtime_checkable

@@ -67,7 +67,7 @@ class Run:
         """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
         probe = cls.__new__(cls)
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
-        probe.config = config = resolve_machine(config, registry, int(probe.data.train.images.shape[-1]))
+        probe.config = config = resolve_machine(config, registry, probe.data.image_size)
         probe.check()
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))

@@ -56,6 +56,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "1,797 handwritten digits, 8x8, embedded in scikit-learn (the default)",
     )
     yield ComponentSpec(
+        "dataset",
+        "files",
+        "qnas_plugins.datasets.files:Files",
+        "Your images: Hugging Face parquet, folders of classes, CIFAR batches (--data PATH)",
+    )
+    yield ComponentSpec(
         "task", "classification", "qnas_plugins.tasks.classification:Classification", "Cross-entropy and accuracy"
     )
     yield ComponentSpec(

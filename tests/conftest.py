@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qnas.data import Data, PixelGrid, Split
 from qnas.nn.grid import AffineGrid
@@ -92,6 +95,23 @@ def tiny_data() -> Data:
     from qnas.data import Augmentation
 
     return Data("halves", ("left", "right"), train, search, test, PixelGrid.of(train.images), Augmentation())
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> Callable[..., Path]:
+    """Returns what writes PNG images of ``classes`` into ``root/CLASS``; each class has a colour of its own."""
+
+    def make(root: Path, classes=("cat", "dog", "owl"), each=12, size=(16, 16), mode="RGB", seed=0) -> Path:
+        rng = np.random.default_rng(seed)
+        for number, name in enumerate(classes):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for i in range(each):
+                pixels = rng.integers(0, 90, (size[1], size[0], 3))
+                pixels[..., number % 3] += 120
+                Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(root / name / f"{i:03}.png")
+        return root
+
+    return make
 
 
 @pytest.fixture

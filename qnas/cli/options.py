@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,7 +59,16 @@ PROCESSES = "processes"
 
 # parameter -> (settings, group, click arguments)
 _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] = {
-    "data": (("data.name",), MODEL, ("--data",), {"help": "Data set; `digits` is embedded."}),
+    "data": (
+        ("data.name",),
+        MODEL,
+        ("--data",),
+        {
+            "metavar": "NAME|PATH",
+            "help": "Data set by name (`digits` is embedded); or your images: a folder of train/CLASS/*.jpg or of "
+            "CLASS/*.jpg, Hugging Face parquet, or CIFAR's python batches.",
+        },
+    ),
     "image_size": (("data.image_size",), MODEL, ("--image-size",), {"type": int, "help": "Pixels."}),
     "space": (("space.name",), MODEL, ("--space",), {"help": "Search space."}),
     "se": (("space.options.se",), MODEL, ("--se/--no-se",), {"help": "Squeeze-excite, where the space has it."}),
@@ -193,6 +203,9 @@ def config_options(*groups: str) -> Callable[[F], F]:
     return decorate
 
 
+FILES = "files"  # the data set that a path stands for
+
+
 def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that the given flags stand for, by path; those not given are left out."""
     from qnas.config import parse_setting
@@ -217,6 +230,36 @@ def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def data_settings(registry: Registry, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags' settings with ``--data``, a name or a path, as the settings that it stands for.
+
+    The name of a data set wins; ``./NAME`` is always the path.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    from qnas.errors import ConfigError, unknown_name
+
+    found = dict(settings)
+    given = found.get("data.name")
+    if not isinstance(given, str) or given in registry.names("dataset"):
+        return found
+    path = _absolute(given)
+    if not path.exists():
+        raise ConfigError(
+            unknown_name(
+                "The data set", given, registry.names("dataset"), f"There is no file or folder {path}, either."
+            )
+            + " Give the name of a data set, or the path of your images."
+        )
+    return {"data.options.path": str(path), **found, "data.name": FILES}
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that still holds when the run goes on from another folder."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
 def resolve_config(registry: Registry, params: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a new run: defaults, then recipe, then TOML file, then flags."""
     from qnas.config import load_config, nested, read_toml
@@ -226,11 +269,16 @@ def resolve_config(registry: Registry, params: Mapping[str, Any]) -> RunConfig:
         layers.append(read_toml(Path(str(registry.load("recipe", params["recipe"])))))
     if params.get("config_file"):
         layers.append(read_toml(Path(params["config_file"])))
-    layers.append(nested(flag_settings(params)))
-    return load_config(*layers)
+    layers.append(nested(data_settings(registry, flag_settings(params))))
+    config = load_config(*layers)
+    path = config.data.options.get("path")
+    if config.data.name != FILES or not isinstance(path, str) or not path:
+        return config
+    options = {**config.data.options, "path": str(_absolute(path))}
+    return config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
 
 
-def refuse_changes(stored: RunConfig, params: Mapping[str, Any], path: Path) -> None:
+def refuse_changes(registry: Registry, stored: RunConfig, params: Mapping[str, Any], path: Path) -> None:
     """Refuse flags that differ from the configuration of the run that is to go on.
 
     Raises:
@@ -249,7 +297,7 @@ def refuse_changes(stored: RunConfig, params: Mapping[str, Any], path: Path) -> 
             "Leave them out, or start a new run."
         )
     old = flat(stored.model_dump(mode="json", exclude_none=True))
-    for name, value in flag_settings(params).items():
+    for name, value in data_settings(registry, flag_settings(params)).items():
         if old.get(name) != value:
             raise ConfigError(
                 f"--resume cannot change {name}: the run in {path} has {old.get(name)!r}, given is {value!r}. "

@@ -107,7 +107,7 @@ def _open(registry: Registry, params: Mapping[str, Any], recorder: Any) -> Run:
     run = Run.open(path, registry, recorder)
     if params.get("resume"):
         try:
-            refuse_changes(run.config, params, path)
+            refuse_changes(registry, run.config, params, path)
         except BaseException:
             run.close()
             raise

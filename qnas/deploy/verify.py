@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from qnas.deploy.trace import trace
 from qnas.errors import DataError
 from qnas.nn.subnet import Subnet
 from qnas.protocols import Device, Task
+
+GROUP_VALUES = 2**28  # of images that are in memory at a time: 1 GiB
 
 
 @dataclass(frozen=True)
@@ -130,19 +132,33 @@ def verify(
 
 def _outputs(subnet: Subnet, path: str, device: Device, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the outputs of the subnet and of the device, ``[N, classes]`` float32 each."""
-    inputs = list(batches)
-    if not inputs:
+    answers, device_answers = [], []
+    for group in _groups(batches):
+        with torch.inference_mode():
+            answers += [subnet(batch) for batch in group]
+        images = torch.cat(group).contiguous(memory_format=torch.contiguous_format).cpu().numpy()
+        device_answers.append(torch.from_numpy(device.run(path, images, len(group[0])).copy()).float())
+    if not answers:
         raise DataError("Verification was given no images.")
-    with torch.inference_mode():
-        expected = torch.cat([subnet(batch) for batch in inputs]).float()
-    images = torch.cat(inputs).contiguous(memory_format=torch.contiguous_format).cpu().numpy()
-    found = torch.from_numpy(device.run(path, images, len(inputs[0])).copy()).float()
+    expected, found = torch.cat(answers).float(), torch.cat(device_answers)
     if found.shape != expected.shape:
         raise DataError(
             f"The exported model answers in the shape {list(found.shape)}, its subnet in {list(expected.shape)}. "
             "They are not of one another; export the subnet again."
         )
     return expected, found
+
+
+def _groups(batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield as many batches at a time as may be in memory, so that a run of the device starts seldom."""
+    group: list[Tensor] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(part.numel() for part in group) >= GROUP_VALUES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _output_step(subnet: Subnet) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from qnas.costs import CostTable, cost_of
+from qnas.data import Split, StreamedImages
 from qnas.layers import LayerSpec
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import Quantizer, SiteContext
@@ -293,12 +295,18 @@ def check_cost(model: CostModel) -> None:
 
 
 def check_dataset(dataset: Dataset, **options: Any) -> None:
-    """Gives labelled uint8 images, each time the same."""
+    """Gives labelled uint8 images, in memory or streamed, each time the same."""
     first, second = dataset.load(**options), dataset.load(**options)
     assert len(first.images) > 0, "a data set must hold images"
     assert first.labels.min() >= 0, "labels start from 0"
     assert first.labels.max() < len(first.class_names), "every label needs a name"
-    assert torch.equal(first.images, second.images), "loading twice must give the same"
+    pixels = Split(first.images, first.labels).loaded()
+    assert torch.equal(pixels, Split(second.images, second.labels).loaded()), "loading twice must give the same"
+    assert torch.equal(first.labels, second.labels), "loading twice must give the same labels"
+    if isinstance(first.images, StreamedImages) and isinstance(second.images, StreamedImages):
+        assert first.images.digest() == second.images.digest(), "names of images must stay the same"
+        sent = pickle.loads(pickle.dumps(first.images))  # as a worker gets it where processes are not forked
+        assert torch.equal(sent.take(torch.arange(1)), pixels[:1]), "a stream must survive pickling"
     assert first.image_size >= 8, "image_size must say at which size to train"
 
 

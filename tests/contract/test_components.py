@@ -58,8 +58,14 @@ def test_cost(component):
 
 
 @pytest.mark.parametrize("component", of("dataset"))
-def test_dataset(component):
-    testing.check_dataset(component.load()())
+def test_dataset(component, tmp_path, make_folder):
+    options = {"files": {"path": str(make_folder(tmp_path / "pets"))}}
+    testing.check_dataset(component.load()(), **options.get(component.spec.name, {}))
+
+
+def test_a_streamed_dataset(tmp_path, make_folder):
+    path = str(make_folder(tmp_path / "pets"))
+    testing.check_dataset(REGISTRY.load("dataset", "files")(), path=path, memory="no", workers=0)
 
 
 @pytest.mark.parametrize("component", of("task"))

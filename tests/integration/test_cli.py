@@ -108,6 +108,45 @@ def assert_readable(answer: Answer) -> None:
         assert "Traceback" not in text
 
 
+# --- the user's images -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory, make_folder):
+    return make_folder(tmp_path_factory.mktemp("images") / "pets", ("cat", "dog", "owl"), each=24)
+
+
+def test_run_on_a_folder_of_images(pets, qnas, monkeypatch):
+    monkeypatch.chdir(pets.parent)
+    answer = ok(qnas("run", "--data", "pets", "--out", "run", *TINY, "--batch-size", "16", "--json"))
+    front = json.loads(answer.out)["front"]
+    assert front["num_images"] == {"train": 42, "search": 15, "test": 15}
+    stored = tomllib.loads(Path("run/config.toml").read_text())["data"]
+    assert (stored["name"], stored["image_size"], stored["options"]) == ("files", 16, {"path": str(pets)})
+    model = onnx.load(f"run/exports/{front['chosen']}/model.onnx")
+    assert {p.key: p.value for p in model.metadata_props}["qnas.classes"] == '["cat", "dog", "owl"]'
+    monkeypatch.chdir(pets)  # the path holds from anywhere
+    again = json.loads(ok(qnas("evaluate", "../run", "--config", front["chosen"], "--json")).out)
+    assert again["metrics"] == next(p["metrics"] for p in front["points"] if p["key"] == front["chosen"])
+    ok(qnas("run", "--resume", "../run", "--data", "../pets", "--quiet"))
+    refused(
+        qnas("run", "--resume", "../run", "--data", "cat"),
+        "data.options.path",
+        repr(str(pets)),
+        repr(str(pets / "cat")),
+    )
+    refused(qnas("run", "--resume", "../run", "--data", "digits"), "data.name", "'files'", "'digits'")
+    (pets / "cat" / "000.png").unlink()
+    refused(qnas("evaluate", "../run", "--config", "largest"), "'pets' is not what the run", "Restore them")
+
+
+def test_a_broken_image_ends_at_once_and_leaves_nothing(pets, qnas, tmp_path):
+    spoilt = shutil.copytree(pets, tmp_path / "spoilt")
+    (spoilt / "dog" / "005.png").write_bytes(b"no image")
+    refused(qnas("run", "--data", spoilt, *TINY), "dog/005.png", "it is no image", "Repair or remove it")
+    assert not list(Path.cwd().iterdir())
+
+
 # --- the whole job -----------------------------------------------------------------------------------------------
 
 
@@ -349,7 +388,11 @@ MISTAKES = [
     (("run", "--strategy", "evolutoin"), ["Did you mean 'evolution'?"]),
     (("run", "--sampler", "sandwhich"), ["Did you mean 'sandwich'?"]),
     (("run", "--supervision", "soft"), ["'soft'", "hard"]),
-    (("run", "--data", "digit"), ["Did you mean 'digits'?"]),
+    (("run", "--data", "digit"), ["Did you mean 'digits'?", "files", "no file or folder", "/here/digit, either."]),
+    (("run", "--data", "../my/pets"), ["'../my/pets'", "Allowed: digits", "no file or folder", "/my/pets, either."]),
+    (("run", "--data", "."), ["/here holds no images", "train/CLASS/IMAGE", ".jpg"]),
+    (("run", "--data", "files"), ["needs the path of your images", "--data PATH"]),
+    (("run", "--data", ".", "--set", "data.options.limt=3"), ["'limt'", "Did you mean 'limit'?", "[data.options]"]),
     (("run", "--recipe", "ofa"), ["'ofa'", "ofa-evolution"]),
     (("run", "--objective", "acuracy"), ["Did you mean 'accuracy'?", "--objective"]),
     (("run", "--objective", "macs", "--objective", "macs"), ["different", "macs, macs", "--objective"]),

@@ -116,6 +116,18 @@ def compare(subnet, path, **options):
     return verify(subnet, path, device(), images, data.test.labels, task=task, **options)
 
 
+def test_verification_in_groups_is_that_of_all_at_once(tmp_path, monkeypatch):
+    subnet = subnet_of()
+    export_onnx(subnet, tmp_path / "model.onnx", metadata={})
+    whole = compare(subnet, tmp_path / "model.onnx")
+    calls = []
+    run = type(device()).run
+    monkeypatch.setattr(type(device()), "run", lambda *args: calls.append(len(args[2])) or run(*args))
+    monkeypatch.setitem(verify.__globals__, "GROUP_VALUES", 150 * subnet.resolution**2)
+    assert compare(subnet, tmp_path / "model.onnx") == whole
+    assert calls == [min(200, whole.num_images - start) for start in range(0, whole.num_images, 200)]
+
+
 def initializers(path) -> dict[str, np.ndarray]:
     return {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
 

@@ -309,3 +309,38 @@ def test_stages_follow_from_the_rest_unless_given():
     assert [(s.name, s.quantize) for s in train.all_stages()] == [("float", False), ("quantized", True)]
     given_stages = load_config({"train": {"stages": [STAGE]}}).train.all_stages()
     assert given_stages == (StageConfig(**STAGE),)
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def test_data_is_a_name_first_and_then_a_path(registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "pets").mkdir()
+
+    def data(value, **params):
+        return options.resolve_config(registry, {"data": value, **params}).data
+
+    assert (data("digits").name, data("digits").options) == ("digits", {})
+    for value, path in (("./digits", "digits"), ("pets", "pets"), (str(tmp_path / "pets"), "pets")):
+        assert (data(value).name, data(value).options) == ("files", {"path": str(tmp_path / path)})
+    limited = data("pets", settings=("data.options.limit=5",))
+    assert limited.options == {"path": str(tmp_path / "pets"), "limit": 5}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data("~/pets").options == {"path": str(tmp_path / "pets")}
+    with pytest.raises(
+        ConfigError, match=r"'pest' does not exist.*Allowed: digits, files. There is no .*/pest, either\."
+    ):
+        data("pest")
+
+
+def test_a_file_may_name_the_path_too(registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    file = tmp_path / "my.toml"
+    file.write_text("[data]\nname = 'files'\n[data.options]\npath = 'pets'\nflip = false\n")
+    found = options.resolve_config(registry, {"config_file": file}).data
+    assert found.options == {"path": str(tmp_path / "pets"), "flip": False}
+    over = options.resolve_config(registry, {"config_file": file, "data": "other"}).data
+    assert over.options == {"path": str(tmp_path / "other"), "flip": False}

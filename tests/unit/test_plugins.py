@@ -20,7 +20,7 @@ BUILT_IN = {
     "calibrator": {"bn"},
     "strategy": {"evolution", "random"},
     "cost": {"macs", "bitops", "size_bytes"},
-    "dataset": {"digits"},
+    "dataset": {"digits", "files"},
     "task": {"classification"},
     "device": {"onnxruntime"},
     "recipe": {"ofa-evolution"},

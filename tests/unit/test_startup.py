@@ -11,7 +11,10 @@ import pytest
 
 from qnas.cli import COMMANDS
 
-HEAVY = ("torch", "numpy", "pydantic", "sklearn", "onnx", "onnxruntime", "nni", "matplotlib", "plotly", "scipy")
+HEAVY = (
+    *("torch", "numpy", "pydantic", "sklearn", "onnx", "onnxruntime", "nni", "matplotlib", "plotly", "scipy"),
+    *("PIL", "pyarrow", "datasets"),
+)
 QNAS = Path(sys.executable).with_name("qnas")
 DRIVER = """
 import contextlib, io, sys
