@@ -13,6 +13,7 @@ from qnas.costs import CostTable, sample_costs
 from qnas.errors import ConfigError, ConstraintError, unknown_name
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json
+from qnas.hypervolume import hypervolume, objective_box
 from qnas.pareto import front
 from qnas.processes import Processes
 from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
@@ -185,10 +186,21 @@ class Search:
             "num_images": {name: len(self.evaluator.data.split(name)) for name in ("train", "search", "test")},
             "metric": metric,
             "chosen": choose(found, metric, self.objectives).key if found else None,
+            "hypervolume": self._hypervolume(points),
             "points": points,
         }
         write_json(self.store.search_directory(self.name) / "front.json", value)
         return value
+
+    def _hypervolume(self, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the front's hypervolume, by the split that it was chosen on and by the test split, and the box."""
+        evaluator = self.evaluator
+        box = objective_box(evaluator.supernet.space, evaluator.costs, evaluator.task.metric, self.objectives)
+        found = {
+            split: hypervolume([point[key] for point in points], self.objectives, box.reference, box.ideal)
+            for split, key in (("search", "metrics"), ("test", "test"))
+        }
+        return {**found, **box.to_json()}
 
     def _point(self, trial: Trial, test: dict[str, float]) -> dict[str, Any]:
         metric = self.evaluator.task.metric

@@ -23,6 +23,9 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "Largest, random ones, smallest (Yu and Huang 2019), as OFA, OQAT and QuantNAS train",
     )
     yield ComponentSpec(
+        "sampler", "uniform", "qnas_plugins.samplers.uniform:Uniform", "Independent uniform subnets (Guo et al. 2020)"
+    )
+    yield ComponentSpec(
         "supervision",
         "inplace-distillation",
         "qnas_plugins.supervisions.inplace:InplaceDistillation",

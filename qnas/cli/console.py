@@ -159,6 +159,11 @@ def print_front(front: Mapping[str, Any]) -> None:
             style="bold" if chosen else None,
         )
     stdout_console().print(table)
+    volume = front["hypervolume"]
+    reference = ", ".join(f"{name} {value:g}" for name, value in volume["reference"].items())
+    click.echo(
+        f"Hypervolume {volume['search']:.4f} (search), {volume['test']:.4f} (test); reference point: {reference}"
+    )
 
 
 def print_rank(result: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -331,7 +332,7 @@ def test_events_come_in_order_with_their_values(make_trainer):
     trainer = make_trainer(recorder=log)
     trainer.run(lambda _: None)
     steps = trainer.batches.steps
-    epoch = ["step"] * steps + ["epoch"]
+    epoch = ["step"] * (steps - 1) + ["inside", "step", "epoch"]
     assert [event for event, _ in log.events] == ["stage", *epoch, "stage", *epoch, *epoch]
     stages = [values for event, values in log.events if event == "stage"]
     assert stages == [
@@ -340,7 +341,7 @@ def test_events_come_in_order_with_their_values(make_trainer):
     ]
     assert [values for event, values in log.events if event == "epoch"] == trainer.progress.history
     for _, values in (item for item in log.events if item[0] == "step"):
-        keys = {"stage", "epoch", "step", "losses", "gradient_norm", "clip_ratio", "lr"}
+        keys = {"stage", "epoch", "number", "step", "losses", "gradient_norm", "clip_ratio", "lr"}
         assert keys == values.keys()
         assert len(values["losses"]) == SETTINGS.num_subnets
     entry = trainer.progress.history[-1]
@@ -348,8 +349,51 @@ def test_events_come_in_order_with_their_values(make_trainer):
     assert entry["losses"][0] == pytest.approx(sum(v["losses"][0] for v in last) / steps)
 
 
+def test_a_look_inside_names_what_each_subnet_did(make_trainer):
+    log = Log()
+    trainer = make_trainer(recorder=log, settings=dataclasses.replace(SETTINGS, record_every=1))
+    trainer.run(lambda _: None)
+    looks = [values for event, values in log.events if event == "inside"]
+    assert len(looks) == trainer.batches.steps * 3
+    assert [look["number"] for look in looks] == list(range(1, len(looks) + 1))
+    first, last = looks[0], looks[-1]
+    assert first["stage"] == "float"
+    assert first["subnets"][0]["steps"] == {}
+    assert len(last["subnets"]) == SETTINGS.num_subnets
+    largest = last["subnets"][0]
+    assert largest["key"] == trainer.supernet.space.key(trainer.supernet.space.highest())
+    assert set(largest["bn_std"]) >= {"stem", "head"}
+    assert all(value > 0 for value in largest["bn_std"].values())
+    quantizers = {f"{q.site.name}.{q.site.role}": q for q in trainer.supernet.quantizers()}
+    assert set(largest["steps"]) <= set(quantizers)
+    assert {"head.weight", "head.activation"} <= set(largest["steps"])
+    assert all(0 <= share < 1 for share in largest["clip_ratios"].values())
+    assert last["gradient_norms"]["head"] > 0
+
+
+def test_clip_ratios_and_deviations_are_those_of_the_tensors(make_trainer):
+    trainer = begin(make_trainer((Stage("only", 1, 0.01, True),)))
+    supernet, found = trainer.supernet, {}
+    supernet.activate(supernet.space.highest())
+    head = next(m for m in supernet.modules() if getattr(m, "name", "") == "head")
+    seen = {}
+    head.input.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0].detach()))
+    head.bn.register_forward_pre_hook(lambda module, inputs: seen.update(y=inputs[0].detach()))
+    images, _ = next(iter(trainer.batches.epoch(0)))
+    with trainer.probe.watching(found):
+        supernet(images)
+    grid = head.input.extract().grid
+    top, bottom = ((q - grid.zero_point) * grid.scale for q in (grid.qmax, grid.qmin))
+    outside = (seen["x"] > top + grid.scale / 2) | (seen["x"] < bottom - grid.scale / 2)
+    assert found["clip_ratios"]["head.activation"] == pytest.approx(float(outside.float().mean()), abs=1e-4)
+    assert found["steps"]["head.activation"] == pytest.approx(float(grid.scale))
+    deviation = seen["y"].transpose(0, 1).flatten(1).std(1, correction=0).mean()
+    assert found["bn_std"]["head"] == pytest.approx(float(deviation), rel=1e-4)
+
+
 def test_a_recorder_changes_nothing(make_trainer):
     silent, watched = make_trainer(), make_trainer(recorder=Log())
+    silent._looks_inside = lambda step: False
     for trainer in (silent, watched):
         trainer.run(lambda _: None)
     assert_equal_bits(weights(silent), weights(watched))
