@@ -89,6 +89,7 @@ class TrainConfig(_Section):
     clip_norm: float = Field(default=10.0, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     start_images: int = Field(default=256, ge=1)
+    init: str | None = Field(default=None, description="file of weights to start from")
     stages: tuple[StageConfig, ...] = ()
 
     def all_stages(self) -> tuple[StageConfig, ...]:

@@ -21,6 +21,7 @@ from qnas.environment import environment
 from qnas.errors import ConfigError, ConstraintError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
+from qnas.initial import file_digest, load_initial_weights
 from qnas.nn.subnet import Subnet
 from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
@@ -31,6 +32,7 @@ from qnas.store import CONFIG, RunDirectory
 from qnas.train import Progress, Trainer, set_stage_mode
 
 DATA = "data.json"
+INIT = "init.json"
 PHASES = ("train", "search", "export", "verify", "report")
 
 
@@ -60,6 +62,9 @@ class Run:
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
+        if config.train.init is not None:
+            initial = Path(config.train.init).absolute()  # the run may go on from another folder
+            write_json(path / INIT, {"path": str(initial), "sha256": file_digest(initial)})
         write_text(path / CONFIG, config.to_toml())
         run = cls(store, config, registry, recorder)
         for name in ("data", "space"):  # already built for the check
@@ -139,7 +144,9 @@ class Run:
         self.check_search(config)
         for stage in components.make_stages(config):
             stage.view(self.space)
-        components.build_supernet(registry, config, self.space, self.data)
+        supernet = components.build_supernet(registry, config, self.space, self.data)
+        if config.train.init is not None:
+            load_initial_weights(supernet, Path(config.train.init))
 
     def check_search(self, config: RunConfig) -> None:
         """Check objectives, constraints and strategy of a configuration without a supernet."""
@@ -252,8 +259,31 @@ class Run:
             latest = self.latest_checkpoint()
             if latest is not None:
                 load_checkpoint(trainer, latest)
+            elif self.config.train.init is not None:
+                self._load_initial(supernet)
             trainer.run(self._save)
         return trainer.progress
+
+    def _load_initial(self, supernet: Supernet) -> None:
+        """Start from the file that the run was made with.
+
+        Raises:
+            StoreError: it is not there any more, or is another one.
+        """
+        recorded = self.store.read_json(self.store.path / INIT)
+        if recorded is None:
+            raise StoreError(
+                f"{self.store.path} starts from {self.config.train.init}, but its {INIT} is missing, which says which "
+                "file that was. Start a new run."
+            )
+        path = Path(recorded["path"])
+        if not path.is_file() or file_digest(path) != recorded["sha256"]:
+            state = "changed" if path.is_file() else "is missing"
+            raise StoreError(
+                f"The file of initial weights {path} {state} since the run in {self.store.path} was made, and no "
+                "checkpoint stands yet. Restore it, or start a new run."
+            )
+        self.recorder.record("init", load_initial_weights(supernet, path).to_json())
 
     def _save(self, trainer: Trainer) -> None:
         """Write to the folder of the stage that the last epoch belonged to."""

@@ -102,6 +102,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     ),
     "sampler": (("train.sampler",), TRAINING, ("--sampler",), {"help": "Draws the subnets of a step."}),
     "supervision": (("train.supervision",), TRAINING, ("--supervision",), {"help": "What subnets should answer."}),
+    "init": (
+        ("train.init",),
+        TRAINING,
+        ("--init",),
+        {"metavar": "FILE", "help": "Weights to start from, in torchvision's layout or of another run."},
+    ),
     "float_epochs": (
         ("train.float_epochs",),
         TRAINING,
