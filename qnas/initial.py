@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from qnas.errors import ConfigError
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.supernet import Supernet
 
+SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".th")
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
 OWN = "model.parts."  # what the weights of a checkpoint of this project begin with
@@ -112,7 +113,8 @@ def load_initial_weights(supernet: Supernet, path: Path) -> InitReport:
     known = {target.source for target in targets.values()}
     unused = [name for name in tensors if name not in known]
     if 2 * len(taken) < len(tensors) or not taken:
-        raise _misfit(supernet, path, tensors, state, targets, len(taken))
+        wanted = [(target, state[name]) for name, target in targets.items()]
+        raise _misfit(supernet.space.name, path, tensors, taken, wanted)
     _check_finite(path, {name: tensors[name] for name in taken})
     supernet.load_state_dict(state)
     return InitReport(str(path), len(tensors), len(taken), tuple(unused), tuple(unfit.values()), tuple(kept))
@@ -145,25 +147,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise _unreadable(path, "there is no such file")
+    if path.suffix not in (SAFETENSORS, *PICKLES):
+        raise ConfigError(
+            f"The initial weights {path} are in no format known by its ending {path.suffix!r}; allowed: {SAFETENSORS}, "
+            f"{', '.join(PICKLES)}. Rename or convert the file that --init names."
+        )
     try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        elif path.suffix in PICKLES:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ConfigError(
-                f"The initial weights {path} are in no format known by its ending {path.suffix!r}; allowed: "
-                f".safetensors, {', '.join(PICKLES)}. Rename or convert the file that --init names."
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols
+            found: Any = (
+                load_file(path)
+                if path.suffix == SAFETENSORS
+                else torch.load(path, map_location="cpu", weights_only=True)
             )
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise _unreadable(path, "it is damaged or no file of tensors") from error
         raise ConfigError(
-            f"The initial weights {path} hold Python objects besides tensors, and loading those could run code that "
-            "the file brings along. Save the weights alone, by torch.save(model.state_dict(), ...) or as .safetensors, "
-            "and give that file to --init."
+            f"The initial weights {path} hold Python objects besides tensors, or are damaged. Such objects are not "
+            "loaded, since they could run code. Save the weights alone, by torch.save(model.state_dict(), ...) or as "
+            "safetensors, and give that file to --init."
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # readers of damaged files raise whatever the damage leads to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise _unreadable(path, f"it is damaged or no file of tensors ({reason})") from error
     return _unwrapped(found, path)
@@ -281,19 +284,14 @@ def _fit(target: Tensor, source: Tensor, how: _Target) -> bool:
 
 
 def _misfit(
-    supernet: Supernet,
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    targets: Mapping[str, _Target],
-    fitting: int,
+    space: str, path: Path, tensors: Mapping[str, Tensor], taken: set[str], wanted: Iterable[tuple[_Target, Tensor]]
 ) -> ConfigError:
-    holds = _some(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-    expects = _some(f"{t.source} {list(state[name].shape)}" for name, t in targets.items() if t.source)
+    holds = _some(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in taken)
+    wants = _some(f"{t.source} {list(ours.shape)}" for t, ours in wanted if t.source and t.source not in taken)
     return ConfigError(
-        f"The initial weights {path} are not of space {supernet.space.name!r} with these options: {fitting} of "
-        f"{len(tensors)} tensors fit. The file has {holds}; the space expects {expects}, or smaller. Choose the space, "
-        "size and width that the file is of (--space, --space-option), or another file."
+        f"The initial weights {path} are not of space {space!r} with these options: {len(taken)} of {len(tensors)} "
+        f"tensors fit. The file has {holds} besides; the space wants {wants or 'nothing else'}. Choose the space, "
+        "size, width and depths that the file is of (--space, --space-option), or another file."
     )
 
 
