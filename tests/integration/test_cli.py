@@ -345,6 +345,14 @@ def refused(answer: Answer, *parts, code=2) -> None:
 
 MISTAKES = [
     (("run", "--space", "mbv4"), ["'mbv4'", "Did you mean 'mbv3'?", "qnas plugins --kind space"]),
+    (
+        ("run", "--space", "mbv2", "--space-option", "elastic=false", "--space-option", "kernels=3"),
+        ["given besides: kernels"],
+    ),
+    (
+        ("run", "--space", "mbv2", "--init", "missing.pth"),
+        ["missing.pth cannot be read: there is no such file", "--init"],
+    ),
     (("run", "--quantizer", "lqs"), ["'lqs'", "Did you mean 'lsq'?"]),
     (("run", "--strategy", "evolutoin"), ["Did you mean 'evolution'?"]),
     (("run", "--sampler", "sandwhich"), ["Did you mean 'sandwich'?"]),

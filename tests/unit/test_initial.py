@@ -363,6 +363,16 @@ def test_a_run_starts_from_the_file_and_remembers_it(weights, tmp_path, monkeypa
         assert run.trained is not None
 
 
+def test_a_line_of_progress_says_what_was_loaded(capsys):
+    from qnas.cli.console import LineRecorder, ProgressRecorder
+
+    for recorder in (LineRecorder(), ProgressRecorder()):
+        recorder.record("init", {"summary": "97 of 97 tensors of file.pth loaded"})
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.endswith("init: 97 of 97 tensors of file.pth loaded\n")
+
+
 def test_a_changed_or_missing_file_is_refused_while_it_is_needed(weights, tmp_path):
     Run.create(tmp_path / "run", config(weights), load_registry()).close()
     saved(reference.randomised(reference.resnet20(10, width=8, channels=1), seed=1), weights)
