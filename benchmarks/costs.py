@@ -1,7 +1,7 @@
 """Costs of many samples through the vectorised table, for every registered space: at least 100,000 samples a second.
 
 MACs, BitOPs and size together, bit-widths by layer, 1,000 classes, 224 pixels with every resolution (32 for the spaces
-that are of one size); the median of five rounds.
+that are of one size); CPU seconds of the one thread, the median of five rounds.
 
 python benchmarks/costs.py [--quick]
 """
@@ -40,19 +40,19 @@ def spaces(registry: Registry) -> dict[str, SearchSpace]:
 
 
 def measure(space: SearchSpace, models: dict[str, Any], n: int) -> dict[str, Any]:
-    start = time.perf_counter()
+    start = time.thread_time()
     table = CostTable(space, models)
-    described = time.perf_counter() - start
+    described = time.thread_time() - start
     rows = space.draw(generator(0, "costs"), n)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         table.costs(rows)
-        times.append(time.perf_counter() - start)
-    start = time.perf_counter()
+        times.append(time.thread_time() - start)
+    start = time.thread_time()
     for row in rows[:SINGLE]:
         sample_costs(space, models, space.sample(row))
-    single = time.perf_counter() - start
+    single = time.thread_time() - start
     return {
         "knobs": len(space.knobs),
         "table_seconds": round(described, 3),
