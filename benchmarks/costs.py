@@ -1,7 +1,7 @@
 """Costs of many samples through the vectorised table, for every registered space: at least 100,000 samples a second.
 
-MACs, BitOPs and size together, bit-widths by layer, 1,000 classes, 224 pixels with every resolution (32 for the spaces
-that are of one size); CPU seconds of the one thread, the median of five rounds.
+MACs, BitOPs and size together, bit-widths by layer, 1,000 classes; large forms at 224 pixels with every resolution,
+small ones at 32. CPU seconds of the one thread, the median of five rounds.
 
 python benchmarks/costs.py [--quick]
 """
