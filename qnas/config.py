@@ -93,6 +93,7 @@ class TrainConfig(_Section):
     record_every: int = Field(default=0, ge=0, description="steps between looks inside; 0: once an epoch")
     calibrator: str | None = Field(default=None, description="of ranges; by default quantizers start by their own rule")
     calibrator_options: dict[str, Any] = {}
+    init: str | None = Field(default=None, description="file of weights to start from")
     stages: tuple[StageConfig, ...] = ()
 
     def all_stages(self) -> tuple[StageConfig, ...]:
@@ -184,6 +185,11 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
     if not config.train.all_stages():
         raise ConfigError(
             "train.float_epochs and train.epochs are both 0: nothing would be trained. Give at least one epoch."
+        )
+    if not any(stage.epochs for stage in config.train.all_stages()) and config.train.init is None:
+        raise ConfigError(
+            "No stage trains (all epochs are 0), and there are no weights to start from. Give at least one epoch, or "
+            "a file by --init."
         )
     names = [stage.name for stage in config.train.all_stages()]
     if len(set(names)) != len(names):

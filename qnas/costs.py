@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from qnas.layers import LayerSpec
+from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.protocols import CostModel
 from qnas.space import Indices, SearchSpace, Site, Value
 
+Array = np.ndarray[Any, Any]
+
 _FIELDS = ("in_channels", "out_channels", "kernel_size", "stride", "groups", "out_size", "num_weights", "macs")
+_CHUNK = 4096  # samples at once: what a group gathers for them stays in the processor's cache
 
 
 class LayerColumns:
     """One site in many samples: the attributes of :class:`LayerSpec` as integer arrays ``[n]``."""
 
-    def __init__(self, name: str, kind: str, columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def __init__(self, name: str, kind: str, columns: Mapping[str, Array]) -> None:
         self.name = name
         self.kind = kind
         self._columns = columns
 
-    def __getattr__(self, field: str) -> np.ndarray[Any, Any]:
+    def __getattr__(self, field: str) -> Array:
         try:
             return self._columns[field]
         except KeyError:
@@ -31,53 +35,86 @@ class LayerColumns:
 
 
 class _SiteTable:
-    """All layers that one site can be: a row for each combination of the architecture knobs it depends on."""
+    """The cost of one site for every combination of the knobs that decide it.
+
+    Attributes:
+        axes: positions of those knobs in the space, ascending: of its architecture and of its bits.
+    """
 
     def __init__(self, space: SearchSpace, site: Site) -> None:
-        knobs = [space.knobs[space.position[label]] for label in site.depends_on]
-        specs = [
-            site.describe(dict(zip(site.depends_on, values, strict=True)))
-            for values in itertools.product(*(knob.choices for knob in knobs))
-        ]
-        present = [spec for spec in specs if spec is not None]
-        self.name, self.kind = site.name, present[0].kind if present else "quantize"
-        self.present = np.array([spec is not None for spec in specs])
-        self.fields = {
-            field: np.array([0 if spec is None else getattr(spec, field) for spec in specs], dtype=np.int64)
+        self.space = space
+        self.site = site
+        self.architecture = list(dict.fromkeys(space.position[label] for label in site.depends_on))
+        self.bits = tuple(None if label is None else space.position[label] for label in space.bit_labels(site.name))
+        self.axes = tuple(sorted({*self.architecture, *(axis for axis in self.bits if axis is not None)}))
+
+    def costs(self, models: Mapping[str, CostModel]) -> dict[str, Array]:
+        """Return, by cost name, an array with a dimension for each of ``axes``; 0 where the site is left out."""
+        shape = [len(self.space.knobs[axis].choices) for axis in self.axes]
+        where = dict(zip(self.axes, np.indices(shape).reshape(len(shape), math.prod(shape)), strict=True))
+        specs = self._specs()
+        rows = np.zeros(math.prod(shape), dtype=np.int64)
+        for axis in self.architecture:
+            rows = rows * len(self.space.knobs[axis].choices) + where[axis]
+        present = np.array([spec is not None for spec in specs])[rows]
+        columns = {
+            field: np.array([0 if spec is None else getattr(spec, field) for spec in specs], dtype=np.int64)[rows]
             for field in _FIELDS
         }
-        self.fields["groups"] = np.maximum(self.fields["groups"], 1)
-        self.columns = [space.position[knob.label] for knob in knobs]
-        sizes = [len(knob.choices) for knob in knobs]
-        self.radix = np.array([int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))], dtype=np.int64)
-        self.zero_points = space.scheme.w_zero_points
-        self.bits = [self._bits(space, label, fixed) for label, fixed in self._bit_sources(space, site)]
+        columns["groups"] = np.maximum(columns["groups"], 1)
+        fixed = (self.site.w_bits, self.site.a_bits)
+        for name, source, bits in zip(("w_bits", "a_bits"), self.bits, fixed, strict=True):
+            if source is None:
+                columns[name] = np.full(len(rows), bits, dtype=np.int64)
+            else:
+                columns[name] = np.array(self.space.knobs[source].choices, dtype=np.int64)[where[source]]
+        columns["w_zero_points"] = (columns["w_bits"] < FLOAT_BITS) * np.int64(self.space.scheme.w_zero_points)
+        kind = next((spec.kind for spec in specs if spec is not None), "quantize")
+        layer = LayerColumns(self.site.name, kind, columns)
+        return {name: np.where(present, model.layer_cost(layer), 0).reshape(shape) for name, model in models.items()}
 
-    @staticmethod
-    def _bit_sources(space: SearchSpace, site: Site) -> list[tuple[str | None, int | None]]:
-        w_label, a_label = space.bit_labels(site.name)
-        return [(w_label, site.w_bits), (a_label, site.a_bits)]
+    def _specs(self) -> list[LayerSpec | None]:
+        knobs = [self.space.knobs[axis] for axis in self.architecture]
+        labels = [knob.label for knob in knobs]
+        return [
+            self.site.describe(dict(zip(labels, values, strict=True)))
+            for values in itertools.product(*(knob.choices for knob in knobs))
+        ]
 
-    @staticmethod
-    def _bits(space: SearchSpace, label: str | None, fixed: int | None) -> tuple[int, np.ndarray[Any, Any]]:
-        if label is None:
-            return 0, np.array([fixed], dtype=np.int64)
-        column = space.position[label]
-        return column, np.array(space.knobs[column].choices, dtype=np.int64)
 
-    def cost(self, indices: Indices, model: CostModel) -> np.ndarray[Any, Any]:
-        """Return the cost of this site in each sample, ``[n]``; 0 where the sample leaves the site out."""
-        rows = indices[:, self.columns] @ self.radix if self.columns else np.zeros(len(indices), dtype=np.int64)
-        columns = {field: table[rows] for field, table in self.fields.items()}
-        for name, (column, choices) in zip(("w_bits", "a_bits"), self.bits, strict=True):
-            columns[name] = choices[indices[:, column]] if len(choices) > 1 else np.full(len(indices), choices[0])
-        columns["w_zero_points"] = np.int64(self.zero_points)
-        cost = model.layer_cost(LayerColumns(self.name, self.kind, columns))
-        return np.where(self.present[rows], cost, 0)
+class _Group:
+    """Sites that hang on the same knobs, or on some of them: one table of their summed costs.
+
+    Attributes:
+        axes: positions of the knobs, ascending.
+    """
+
+    def __init__(self, space: SearchSpace, axes: tuple[int, ...], names: Sequence[str]) -> None:
+        self.axes = axes
+        self.sizes = [len(space.knobs[axis].choices) for axis in axes]
+        self.tables: dict[str, Array] = {name: np.zeros(math.prod(self.sizes), dtype=np.int64) for name in names}
+
+    def add(self, axes: tuple[int, ...], costs: Mapping[str, Array]) -> None:
+        """Add a site's costs, an array with a dimension for each of ``axes``, which are among the group's."""
+        shape = [size if axis in axes else 1 for axis, size in zip(self.axes, self.sizes, strict=True)]
+        for name, cost in costs.items():
+            spread = np.broadcast_to(cost.reshape(shape), self.sizes).reshape(-1)
+            self.tables[name] = self.tables[name] + spread
+
+    def rows(self, columns: Array) -> Array:
+        """Return the position in the tables of each sample, ``[n]``; ``columns``: ``[num_knobs, n]``."""
+        rows = np.zeros(columns.shape[1], dtype=np.intp)
+        for axis, size in zip(self.axes, self.sizes, strict=True):
+            np.multiply(rows, size, out=rows)
+            np.add(rows, columns[axis], out=rows)
+        return rows
 
 
 class CostTable:
     """Costs of many samples of one space at once.
+
+    Every cost model is asked once, here, for every combination of the knobs that decide a site. Sites are put together
+    where one's knobs are among another's, so a block is few look-ups and not one for each of its sites.
 
     Args:
         space: described once, here; no model is built.
@@ -87,17 +124,35 @@ class CostTable:
     def __init__(self, space: SearchSpace, models: Mapping[str, CostModel]) -> None:
         self.space = space
         self.models = dict(models)
-        self._tables = [_SiteTable(space, site) for site in space.sites]
+        self._groups: list[_Group] = []
+        sites = [_SiteTable(space, site) for site in space.sites]
+        for site in sorted(sites, key=lambda site: -len(site.axes)):  # whatever can take others in comes first
+            homes = (group for group in self._groups if set(site.axes) <= set(group.axes))
+            group = next(homes, None)
+            if group is None:
+                group = _Group(space, site.axes, list(self.models))
+                self._groups.append(group)
+            group.add(site.axes, site.costs(self.models))
 
-    def costs(self, indices: Indices, names: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    def costs(self, indices: Indices, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return, by cost name, the costs of the samples, ``[n]``.
 
         Args:
             indices: ``[n, num_knobs]``, from :meth:`SearchSpace.draw` or :meth:`SearchSpace.indices`.
             names: the costs wanted; all by default.
         """
-        wanted = list(self.models) if names is None else names
-        return {name: sum(table.cost(indices, self.models[name]) for table in self._tables) for name in wanted}  # type: ignore[misc]
+        wanted = list(self.models) if names is None else list(names)
+        parts = [self._chunk(indices[i : i + _CHUNK], wanted) for i in range(0, max(len(indices), 1), _CHUNK)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+
+    def _chunk(self, indices: Indices, names: Sequence[str]) -> dict[str, Array]:
+        columns = np.ascontiguousarray(indices.T, dtype=np.intp)
+        totals: dict[str, Array] = {name: np.zeros(len(indices), dtype=np.int64) for name in names}
+        for group in self._groups:
+            rows = group.rows(columns)
+            for name in names:
+                totals[name] = totals[name] + group.tables[name].take(rows)
+        return totals
 
 
 def cost_of(layers: Sequence[LayerSpec], model: CostModel) -> int:

@@ -14,6 +14,7 @@ class Recorder(Protocol):
 
         Events and their values:
 
+        - ``init``: what came of the initial weights: summary, and the fields of ``qnas.initial.InitReport``.
         - ``stage``: name, epochs, steps.
         - ``step``: stage, epoch and number (both counted over all stages), step (in the epoch), losses (one a subnet,
           in the sampler's order), gradient_norm, clip_ratio (of the gradients), lr.

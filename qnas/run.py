@@ -20,6 +20,7 @@ from qnas.environment import environment
 from qnas.errors import ConstraintError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
+from qnas.initial import file_digest, load_initial_weights
 from qnas.machine import check_compiler, resolve_machine
 from qnas.nn.subnet import Subnet
 from qnas.nn.supernet import Supernet
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from qnas.exports import Exports
 
 DATA = "data.json"
+INIT = "init.json"
 PHASES = ("train", "search", "export", "verify", "alone", "rank", "report")
 
 
@@ -72,6 +74,9 @@ class Run:
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
+        if config.train.init is not None:
+            initial = Path(config.train.init).absolute()  # the run may go on from another folder
+            write_json(path / INIT, {"path": str(initial), "sha256": file_digest(initial)})
         write_text(path / CONFIG, config.to_toml())
         run = cls(store, config, registry, recorder)
         for name in ("data", "space"):  # already built for the check
@@ -133,7 +138,9 @@ class Run:
         self.check_search(config)
         for stage in components.make_stages(config):
             stage.view(self.space)
-        components.build_supernet(registry, config, self.space, self.data)
+        supernet = components.build_supernet(registry, config, self.space, self.data)
+        if config.train.init is not None:
+            load_initial_weights(supernet, Path(config.train.init))
 
     def check_search(self, config: RunConfig) -> None:
         """Check objectives, constraints and strategy of a configuration without a supernet."""
@@ -257,11 +264,34 @@ class Run:
             )
             if latest is not None:
                 load_checkpoint(trainer, latest)
+            elif self.config.train.init is not None:
+                self._load_initial(supernet)
             self.processes.share(None)  # all have read the checkpoint that the leader is about to replace
             keep_records(trainer, [path.parent for path in self.checkpoints()])
             trainer.run(self._save)
             self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
+
+    def _load_initial(self, supernet: Supernet) -> None:
+        """Start from the file that the run was made with.
+
+        Raises:
+            StoreError: it is not there any more, or is another one.
+        """
+        recorded = self.store.read_json(self.store.path / INIT)
+        if recorded is None:
+            raise StoreError(
+                f"{self.store.path} starts from {self.config.train.init}, but its {INIT} is missing, which says which "
+                "file that was. Start a new run."
+            )
+        path = Path(recorded["path"])
+        if not path.is_file() or file_digest(path) != recorded["sha256"]:
+            state = "changed" if path.is_file() else "is missing"
+            raise StoreError(
+                f"The file of initial weights {path} {state} since the run in {self.store.path} was made, and no "
+                "checkpoint stands yet. Restore it, or start a new run."
+            )
+        self.recorder.record("init", load_initial_weights(supernet, path).to_json())
 
     def _save(self, trainer: Trainer) -> None:
         """Write to the folder of the stage that the last epoch belonged to."""

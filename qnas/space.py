@@ -344,6 +344,14 @@ class SearchSpace(ABC):
         """Return the height and width of the input images of this sample, in pixels."""
         return int(sample.get("resolution", self.image_size))
 
+    def torchvision_names(self) -> Mapping[str, str]:
+        """Return where torchvision's network of this kind keeps our layers' weights; empty where there is none.
+
+        Keys are the names of layers (``stem``) and, with ``.bn`` behind, of their batch normalisations; values name
+        the modules in torchvision's ``state_dict`` (``conv1``). Called when a run starts from such a file.
+        """
+        return {}
+
     @abstractmethod
     def build(self, context: BuildContext) -> Supernet:
         """Build the supernet that holds the shared weights of every sample; the only method that needs torch."""

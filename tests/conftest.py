@@ -43,6 +43,27 @@ def make_space(mbv3) -> Callable[..., SearchSpace]:
     return make
 
 
+TINY = {
+    "mbv1": {"width": 0.25},
+    "mbv2": {"width": 0.25, "depths": (1, 2)},
+    "resnet18": {"width": 0.125},
+    "resnet20": {"width": 0.5},
+    "resnet50": {"width": 0.0625},
+}
+"""Spaces in a size that tests can run; mbv3 has fixtures of its own."""
+
+
+@pytest.fixture(scope="session")
+def make_family(registry: Registry) -> Callable[..., SearchSpace]:
+    """Returns one of the spaces of ``TINY``; keywords are those of the scheme and of the space."""
+
+    def make(name: str, w_bits=(2, 4), a_bits=(2, 4), granularity="layer", **options: Any) -> SearchSpace:
+        given = {"image_size": 16, "num_classes": 10, "image_channels": 1, **TINY[name], **options}
+        return registry.load("space", name)(QuantScheme(w_bits, a_bits, granularity), **given)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def make_supernet(registry: Registry) -> Callable[..., Supernet]:
     """Returns a supernet of a space, its quantizers started from random images."""
@@ -67,7 +88,7 @@ def make_supernet(registry: Registry) -> Callable[..., Supernet]:
         with torch.no_grad():
             supernet.activate(space.highest())
             supernet.set_mode("start")
-            supernet(random_images(64, space.image_size, seed=seed))
+            supernet(random_images(64, space.image_size, channels=getattr(space, "image_channels", 1), seed=seed))
         supernet.set_mode(mode)
         return supernet
 

@@ -41,7 +41,9 @@ class LineRecorder:
     def record(self, event: str, values: Mapping[str, Any]) -> None:
         """Print the events that a log wants."""
         text = None
-        if event == "stage":
+        if event == "init":
+            text = f"init: {values['summary']}"
+        elif event == "stage":
             text = f"train: stage {values['name']}, {values['epochs']} epochs of {values['steps']} steps"
         elif event == "epoch":
             text = f"train: {values['stage']} epoch {values['epoch'] + 1}, {_losses(values['losses'])}"
@@ -107,7 +109,9 @@ class ProgressRecorder:
 
     def record(self, event: str, values: Mapping[str, Any]) -> None:
         """Move the bar that the event belongs to."""
-        if event == "stage":
+        if event == "init":
+            click.echo(f"init: {values['summary']}", err=True)
+        elif event == "stage":
             self._begin(f"{self._prefix}train {values['name']}", values["epochs"] * values["steps"])
         elif event == "step":
             self._advance(_losses(values["losses"]), "steps")

@@ -120,6 +120,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--calibrator",),
         {"help": "Sets ranges when quantization starts: minmax, percentile, mse, entropy."},
     ),
+    "init": (
+        ("train.init",),
+        TRAINING,
+        ("--init",),
+        {"metavar": "FILE", "help": "Weights to start from, in torchvision's layout or of another run."},
+    ),
     "float_epochs": (
         ("train.float_epochs",),
         TRAINING,

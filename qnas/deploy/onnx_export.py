@@ -23,10 +23,11 @@ from qnas.errors import ExportError
 from qnas.files import write_bytes
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
 from qnas.nn.grid import CodebookGrid
-from qnas.nn.subnet import Subnet, SubnetLayer
+from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
 
 INPUT = "images"
 OUTPUT = "logits"
+LAST = 2**31 - 1  # as the end of a slice: whatever comes last
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class _Exporter:
             "add": lambda step: self._float(step, "Add"),
             "relu": self._relu,
             "max-pool": self._max_pool,
+            "pad-shortcut": self._pad_shortcut,
             "global-pool": lambda step: self._float(step, "GlobalAveragePool"),
             "h-swish": lambda step: self._float(step, "HardSwish"),
             "squeeze-excite": self._squeeze_excite,
@@ -220,6 +222,21 @@ class _Exporter:
         if x.grid is None:
             return self._float(step, "MaxPool", **attributes)
         return self._on_grid(self.graph.node("MaxPool", [x.codes], step.name, **attributes), x.site, x.grid)
+
+    def _pad_shortcut(self, step: Step) -> _Value:
+        """Subsample and pad: on codes, so that no arithmetic is needed; the padding is the code of 0."""
+        pad, x, graph, name = step.module, self._input(step), self.graph, step.name
+        assert isinstance(pad, PaddedShortcut)
+        y = x.name if x.grid is None else x.codes
+        if pad.stride > 1:
+            numbers = {"starts": [0, 0], "ends": [LAST, LAST], "axes": [2, 3], "steps": [pad.stride, pad.stride]}
+            inputs = [graph.constant(f"{name}.{key}", np.array(value, np.int64)) for key, value in numbers.items()]
+            y = graph.node("Slice", [y, *inputs], f"{name}.subsampled")
+        if pad.front or pad.back:
+            pads = graph.constant(f"{name}.pads", np.array([0, pad.front, 0, 0, 0, pad.back, 0, 0], np.int64))
+            zero = np.array(0, np.float32) if x.grid is None else np.array(x.grid.zero_point, np.uint8)
+            y = graph.node("Pad", [y, pads, graph.constant(f"{name}.zero", zero)], name)
+        return _Value(y) if x.grid is None else self._on_grid(y, x.site, x.grid)
 
     def _squeeze_excite(self, step: Step) -> _Value:
         se, graph, name = step.module, self.graph, step.name

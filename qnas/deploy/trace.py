@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
-from qnas.nn.subnet import Subnet, SubnetLayer
+from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
 
 FLOAT_MODULES = {HardSwish: "h-swish", FloatSqueezeExcite: "squeeze-excite"}
-ON_CODES = ("relu", "max-pool")  # kinds that keep a tensor on its grid
+ON_CODES = ("relu", "max-pool", "pad-shortcut")  # kinds that keep a tensor on its grid
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -25,7 +25,8 @@ class Step:
 
     Attributes:
         kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
-            ``add``, ``relu`` (where no grid follows), ``max-pool``, ``global-pool``, ``h-swish`` or ``squeeze-excite``.
+            ``add``, ``relu`` (where no grid follows), ``max-pool``, ``pad-shortcut`` (:class:`PaddedShortcut`),
+            ``global-pool``, ``h-swish`` or ``squeeze-excite``.
         name: the site's, or derived from the site before it.
         inputs: names of values.
         output: name of the value that it makes.
@@ -116,7 +117,7 @@ class Trace:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaves = (SubnetLayer, GridQuantize, GlobalPool, *FLOAT_MODULES)
+        leaves = (SubnetLayer, GridQuantize, GlobalPool, PaddedShortcut, *FLOAT_MODULES)
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -198,6 +199,8 @@ class _Builder:
             return self._step("global-pool", f"{self._site(x)}.mean", (x,), node.name, module)
         if isinstance(module, nn.MaxPool2d):
             return self._step("max-pool", f"{self._site(x)}.max", (x,), node.name, module)
+        if isinstance(module, PaddedShortcut):
+            return self._step("pad-shortcut", f"{self._site(x)}.pad", (x,), node.name, module)
         if isinstance(module, nn.Sequential) and not len(module):
             return x
         raise _unknown(node, type(module).__name__)

@@ -1,4 +1,4 @@
-"""Blocks that spaces are built of. Each is elastic, and extracts its static twin."""
+"""Blocks of mobile networks. Each is elastic, and extracts its static twin."""
 
 from __future__ import annotations
 
@@ -114,3 +114,51 @@ class InvertedResidual(nn.Module):
 
         body = nn.Sequential(*(extract(part) for part in self._chain()))
         return body if self.add is None else Residual(body, self.add.extract())
+
+
+class DepthwiseSeparable(nn.Module):
+    """MobileNetV1's block: depthwise KxK, then 1x1, a ReLU after each.
+
+    It takes and returns the tensor *before* its ReLU, which is part of the next layer's quantizer: nothing but that
+    layer reads it, so it needs no grid of its own.
+
+    Args:
+        name: prefix of the sites ``depthwise`` and ``pointwise``.
+    """
+
+    def __init__(
+        self,
+        context: BuildContext,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernels: Sequence[int],
+        stride: int,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.depthwise = context.conv(
+            f"{name}.depthwise",
+            in_channels,
+            in_channels,
+            kernels=kernels,
+            stride=stride,
+            depthwise=True,
+            input_relu=True,
+        )
+        self.pointwise = context.conv(f"{name}.pointwise", in_channels, out_channels, input_relu=True)
+
+    @property
+    def active(self) -> bool:
+        """Whether the active subnet has this block."""
+        return self.depthwise.active
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, O, H', W']`` of ``[N, I, H, W]``."""
+        y: Tensor = self.pointwise(self.depthwise(x))
+        return y
+
+    def extract(self) -> nn.Module:
+        """Return the static twin for the active subnet."""
+        return nn.Sequential(self.depthwise.extract(), self.pointwise.extract())

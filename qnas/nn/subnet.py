@@ -140,17 +140,39 @@ class SubnetLayer(nn.Module):
 
 
 class Residual(nn.Module):
-    """``grid(body(x) + x)``."""
+    """``grid(body(x) + shortcut(x))``; without a shortcut of its own, ``x`` itself is added."""
 
-    def __init__(self, body: nn.Module, output: GridQuantize | nn.ReLU | None) -> None:
+    def __init__(
+        self, body: nn.Module, output: GridQuantize | nn.ReLU | None, shortcut: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.body = body
+        self.shortcut = shortcut
         self.output = output
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, on its grid if it has one."""
-        x = self.body(x) + x
+        x = self.body(x) + (x if self.shortcut is None else self.shortcut(x))
         return x if self.output is None else self.output(x)
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut without parameters: :func:`pad_shortcut` with fixed numbers."""
+
+    def __init__(self, stride: int, front: int, back: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.front = front
+        self.back = back
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, front + C + back, ceil(H / stride), ceil(W / stride)]`` of ``[N, C, H, W]``."""
+        return pad_shortcut(x, self.stride, self.front, self.back)
+
+
+def pad_shortcut(x: Tensor, stride: int, front: int, back: int) -> Tensor:
+    """Return every ``stride``-th pixel of ``[N, C, H, W]``, with channels of zeros in front and behind."""
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, front, back))
 
 
 class Subnet(nn.Module):

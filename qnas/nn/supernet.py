@@ -231,6 +231,8 @@ def extract(part: Any) -> nn.Module:
     """Return the static twin of one part of a supernet; an empty chain where nothing is left of it."""
     if isinstance(part, (HardSwish, GlobalPool)):
         return type(part)()
+    if isinstance(part, nn.MaxPool2d):
+        return nn.MaxPool2d(part.kernel_size, part.stride, part.padding)
     if hasattr(part, "extract"):
         twin = part.extract()
         return nn.Sequential() if twin is None else twin

@@ -12,7 +12,37 @@ def qnas_components() -> Iterable[ComponentSpec]:
     """Yield the search spaces."""
     yield ComponentSpec(
         "space",
+        "mbv1",
+        "qnas_search_spaces.mbv1:MobileNetV1Space",
+        "MobileNetV1, published or with elastic kernel, widths, depth and resolution",
+    )
+    yield ComponentSpec(
+        "space",
+        "mbv2",
+        "qnas_search_spaces.mbv2:MobileNetV2Space",
+        "MobileNetV2, published or with elastic kernel, expansion, depth and resolution, as OFA and OQAT search it",
+    )
+    yield ComponentSpec(
+        "space",
         "mbv3",
         "qnas_search_spaces.mbv3:MobileNetV3Space",
         "MobileNetV3 with elastic kernel, expansion, depth and resolution, as OFA and OQAT search it",
+    )
+    yield ComponentSpec(
+        "space",
+        "resnet18",
+        "qnas_search_spaces.resnet:ResNet18Space",
+        "ResNet-18, published or with elastic depth, widths and resolution",
+    )
+    yield ComponentSpec(
+        "space",
+        "resnet20",
+        "qnas_search_spaces.resnet:ResNet20Space",
+        "ResNet-20 for CIFAR, published or with elastic depth, widths and resolution",
+    )
+    yield ComponentSpec(
+        "space",
+        "resnet50",
+        "qnas_search_spaces.resnet:ResNet50Space",
+        "ResNet-50, published or with elastic depth, widths, bottleneck expansion and resolution, as OFA searches it",
     )

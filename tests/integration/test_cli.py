@@ -364,7 +364,7 @@ def test_plugins_lists_components(qnas):
     assert {"kind": "quantizer", "name": "lsq"}.items() <= next(
         r for r in rows["components"] if r["kind"] == "quantizer"
     ).items()
-    assert ok(qnas("plugins", "--kind", "space")).out.startswith("space  mbv3")
+    assert re.search(r"(?m)^space +mbv3 ", ok(qnas("plugins", "--kind", "space")).out)
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------
@@ -383,7 +383,15 @@ def refused(answer: Answer, *parts, code=2) -> None:
 
 
 MISTAKES = [
-    (("run", "--space", "mbv2"), ["'mbv2'", "Did you mean 'mbv3'?", "qnas plugins --kind space"]),
+    (("run", "--space", "mbv4"), ["'mbv4'", "Did you mean 'mbv3'?", "qnas plugins --kind space"]),
+    (
+        ("run", "--space", "mbv2", "--space-option", "elastic=false", "--space-option", "kernels=3"),
+        ["given besides: kernels"],
+    ),
+    (
+        ("run", "--space", "mbv2", "--init", "missing.pth"),
+        ["missing.pth cannot be read: there is no such file", "--init"],
+    ),
     (("run", "--quantizer", "lqs"), ["'lqs'", "Did you mean 'lsq'?"]),
     (("run", "--strategy", "evolutoin"), ["Did you mean 'evolution'?"]),
     (("run", "--sampler", "sandwhich"), ["Did you mean 'sandwich'?"]),

@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -27,7 +28,7 @@ from qnas.nn.activation import GlobalPool, GridQuantize, HardSwish
 from qnas.nn.folding import folding_policy
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import SiteContext
-from qnas.nn.subnet import Residual, Subnet, SubnetLayer
+from qnas.nn.subnet import PaddedShortcut, Residual, Subnet, SubnetLayer
 from qnas.nn.supernet import BuildContext
 from qnas.plugins import load_registry
 from qnas.rng import generator
@@ -475,6 +476,68 @@ def test_max_pooling_works_on_codes(tmp_path):
     expected, found, _ = outputs(subnet, tmp_path, 2)
     assert torch.equal(expected, found)
     assert trace(subnet).islands() == []
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "stride", "pads"), [(0, 2, (3, 4)), (131, 2, (0, 5)), (40, 1, (2, 2)), (7, 2, (0, 0))]
+)
+def test_a_padded_shortcut_moves_codes_and_computes_nothing(tmp_path, zero_point, stride, pads):
+    """The padding is the code of 0, whatever that is; every code is the subnet's."""
+    subnet = single(torch.tensor([[3, -4], [-5, 6]]).reshape(2, 2, 1, 1), [8.0, 8.0], [0.1, 0.0])
+    conv, pool, _ = subnet.body
+    conv.output = GridQuantize("conv.out", grid(0.05, zero_point=zero_point), relu=False)
+    channels = 2 + sum(pads)
+    fc = layer(
+        "fc", torch.arange(-channels, channels).reshape(2, channels, 1, 1), [1.0, 1.0], [0.0, 0.1], kind="linear",
+        input=GridQuantize("fc", grid(0.07, zero_point=100), relu=False),
+        output=GridQuantize("fc.out", grid(0.02, zero_point=128), relu=False),
+    )  # fmt: skip
+    subnet.body = nn.Sequential(conv, PaddedShortcut(stride, *pads), pool, fc)
+    round_biases(subnet)
+    expected, found, _ = outputs(subnet, tmp_path, 2)
+    assert torch.equal(expected, found)
+    assert trace(subnet).islands() == []
+    model = onnx.load(tmp_path / "m.onnx")
+    moved = [node for node in model.graph.node if node.op_type in ("Slice", "Pad")]
+    assert [node.op_type for node in moved] == ["Slice"] * (stride > 1) + ["Pad"] * (sum(pads) > 0)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(moved[-1].output[0], onnx.TensorProto.UINT8, None))
+    images = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    _, codes = session.run(None, {"images": images.numpy()})
+    with torch.inference_mode():
+        values = subnet.body[1](conv(images))
+    assert codes.dtype == np.uint8
+    assert codes.shape == (8, channels, *(2 * [6 // stride]))
+    assert np.array_equal(codes, (values / 0.05).round().numpy() + zero_point)
+    assert (codes[:, : pads[0]] == zero_point).all()
+
+
+def test_a_block_around_a_padded_shortcut_is_integer_throughout(tmp_path):
+    """``relu(conv(x) + pad(x))``: ResNet-20's block where it halves the map."""
+    subnet = single(torch.tensor([[3, -4], [-5, 6]]).reshape(2, 2, 1, 1), [8.0, 8.0], [0.1, 0.0])
+    stem, pool, _ = subnet.body
+    stem.output = GridQuantize("conv.out", grid(0.05), relu=True)
+    rng = torch.Generator().manual_seed(0)
+    conv = layer(
+        "block", torch.randint(-90, 90, (4, 2, 3, 3), generator=rng), [0.5] * 4, [0.1, -0.2, 0.0, 0.3],
+        output=GridQuantize("block.out", grid(0.06, zero_point=120), relu=False),
+    )  # fmt: skip
+    conv.spec = dataclasses.replace(conv.spec, stride=2)
+    block = Residual(conv, GridQuantize("add", grid(0.08), relu=True), PaddedShortcut(2, 1, 1))
+    fc = layer(
+        "fc", torch.arange(-4, 4).reshape(2, 4, 1, 1), [1.0, 1.0], [0.0, 0.1], kind="linear",
+        input=GridQuantize("fc", grid(0.07), relu=False),
+        output=GridQuantize("fc.out", grid(0.02, zero_point=128), relu=False),
+    )  # fmt: skip
+    subnet.body = nn.Sequential(stem, block, pool, fc)
+    round_biases(subnet)
+    expected, found, _ = outputs(subnet, tmp_path, 2)
+    assert torch.equal(expected, found)
+    executed = {op: n for op, n in device().operators(str(tmp_path / "m.onnx")).items() if op not in LAYOUT}
+    assert executed == {
+        "QuantizeLinear": 1, "QLinearConv": 2, "Slice": 1, "Pad": 1, "QLinearAdd": 1, "QLinearGlobalAveragePool": 1,
+        "QGemm": 1, "DequantizeLinear": 1,
+    }  # fmt: skip
 
 
 def test_what_has_no_integer_kernel_is_refused_by_name(tmp_path):

@@ -13,7 +13,7 @@ from qnas.hookspecs import KINDS, ComponentSpec, hookimpl
 from qnas.plugins import load_registry
 
 BUILT_IN = {
-    "space": {"mbv3"},
+    "space": {"mbv1", "mbv2", "mbv3", "resnet18", "resnet20", "resnet50"},
     "quantizer": {"lsq"},
     "sampler": {"sandwich"},
     "supervision": {"hard", "inplace-distillation"},
