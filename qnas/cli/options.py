@@ -188,8 +188,8 @@ _LISTS = {
 }
 
 
-def config_options(*groups: str) -> Callable[[F], F]:
-    """Add the flags of the given groups, and those that name a recipe, a TOML file or any setting."""
+def config_options(*groups: str, any_setting: bool = True) -> Callable[[F], F]:
+    """Add the flags of the given groups and, unless told otherwise, ``--set`` for any setting."""
 
     def decorate(function: F) -> F:
         found: list[Callable[[F], F]] = []
@@ -199,9 +199,9 @@ def config_options(*groups: str) -> Callable[[F], F]:
         for name, (_, group, flag, text) in _LISTS.items():
             if group in groups:
                 found.append(click.option(flag, name, multiple=True, metavar="NAME=VALUE", help=text))
-        found.append(
-            click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting of the TOML file.")
-        )
+        if any_setting:
+            text = "Any setting of the TOML file."
+            found.append(click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help=text))
         for option in reversed(found):
             function = option(function)
         return function

@@ -14,7 +14,7 @@ from qnas.cli.options import PROCESSES, alone_options, config_options, output_op
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--configs", default=20, show_default=True, help="Random subnets to compare.")
 @alone_options
-@config_options(PROCESSES)
+@config_options(PROCESSES, any_setting=False)
 @output_options
 def command(quiet: bool, as_json: bool, configs: int, **params: Any) -> None:
     """Kendall's tau between the supernet of RUN and subnets trained alone, with its 95% interval.

@@ -14,7 +14,7 @@ from qnas.cli.options import PROCESSES, alone_options, config_options, output_op
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--config", metavar="KEY", help="Key of a trial, largest or smallest; the chosen one by default.")
 @alone_options
-@config_options(PROCESSES)
+@config_options(PROCESSES, any_setting=False)
 @output_options
 def command(quiet: bool, as_json: bool, config: str | None, **params: Any) -> None:
     """Train one subnet of RUN by itself: same data, stages and evaluator, its own bit-widths throughout.
