@@ -34,6 +34,8 @@ FLAGS = (
 BEGIN = ("run", "--out", "run", *FLAGS)
 RESUME = ("run", "--resume", "run")
 CHECKPOINT = "checkpoint.safetensors"
+RECORDS = "records.jsonl"
+STAGES = ("00-float", "01-quantized")
 TIMEOUT = 120  # seconds; a run takes less than 10
 
 # --- faults, in the process that is killed ---------------------------------------------------------------------------
@@ -288,7 +290,8 @@ def test_the_reference_holds_every_kind_of_file(reference):
     names = {re.sub(r"exports/\w+", "exports/KEY", name) for name in reference.contents}
     assert names == {
         *("config.toml", "environment.json", "data.json", "lock", "trials.sqlite", "report.html", "front.png"),
-        *(f"stages/00-float/{CHECKPOINT}", f"stages/01-quantized/{CHECKPOINT}", "searches/01-evolution/front.json"),
+        *(f"stages/{stage}/{name}" for stage in STAGES for name in (CHECKPOINT, RECORDS)),
+        "searches/01-evolution/front.json",
         *(f"exports/KEY/{name}" for name in ("model.onnx", "packed.safetensors", "export.json", "verify.json")),
     }
 
@@ -306,9 +309,12 @@ def test_killed_before_there_is_a_configuration(tmp_path):
 def test_killed_in_checkpoint_writes_and_at_a_stage_change(reference, tmp_path):
     stages = tmp_path / "run" / "stages"
     killed(tmp_path, BEGIN, "half", CHECKPOINT, "1")  # no checkpoint is there yet
-    assert [path.name for path in stages.rglob("*.*")] == [CHECKPOINT + PARTIAL]
+    assert {path.name for path in stages.rglob("*.*")} == {CHECKPOINT + PARTIAL, RECORDS}
     killed(tmp_path, RESUME, "stage", "2")
-    assert [path.relative_to(stages) for path in stages.rglob("*.*")] == [Path("00-float", CHECKPOINT)]
+    assert {path.relative_to(stages) for path in stages.rglob("*.*")} == {
+        Path("00-float", CHECKPOINT),
+        Path("00-float", RECORDS),
+    }
     killed(tmp_path, RESUME, "half", CHECKPOINT, "1")  # the first of the second stage
     assert partials(stages / "01-quantized") == [CHECKPOINT + PARTIAL]
     killed(tmp_path, RESUME, "replaced", CHECKPOINT, "1")  # within the second stage: the optimizer's state counts
