@@ -140,6 +140,19 @@ def test_run_on_a_folder_of_images(pets, qnas, monkeypatch):
     refused(qnas("evaluate", "../run", "--config", "largest"), "'pets' is not what the run", "Restore them")
 
 
+def test_images_that_are_streamed_train_the_same_net(make_folder, qnas, tmp_path):
+    pets = make_folder(tmp_path / "pets", ("cat", "owl"), each=24)
+    found = {}
+    for memory in ("yes", "no"):
+        flags = ("--set", f"data.options.memory={memory}", "--set", "data.options.workers=1")
+        ok(qnas("run", "--data", pets, "--out", memory, *TINY, "--batch-size", "16", *flags, "-q"))
+        stages = [path.read_bytes() for path in sorted(Path(memory).rglob("checkpoint.safetensors"))]
+        front = json.loads(next(Path(memory).rglob("front.json")).read_text())
+        found[memory] = (stages, front)
+    assert len(found["yes"][0]) == 2
+    assert found["yes"] == found["no"]
+
+
 def test_a_broken_image_ends_at_once_and_leaves_nothing(pets, qnas, tmp_path):
     spoilt = shutil.copytree(pets, tmp_path / "spoilt")
     (spoilt / "dog" / "005.png").write_bytes(b"no image")
