@@ -203,7 +203,7 @@ def test_hostile_text_stays_text() -> None:
     )
     text = render_html(data)
     page = Page(text)
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
     assert not [attributes for name, attributes in page.elements if name == "img"]
     assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
     assert html.escape(HOSTILE) in text
@@ -234,7 +234,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_scripts() -> None:
         assert "http://" not in script
         assert "https://" not in script
         assert "innerHTML" not in script
-    assert "modeBarButtons:" in own[1], "the default buttons may hold one that sends the chart away"
+    assert "displayModeBar: false" in own[1], "the default buttons may hold one that sends the chart away"
     assert "Plotly" in scripts[-1]
 
 
