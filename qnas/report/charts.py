@@ -25,7 +25,7 @@ def chart_data(data: ReportData) -> Json:
         "objectives": data.objectives,
         "score": data.score,
         "split": data.front.get("split", "search"),
-        "metrics": [_metric(name, data) for name in names],
+        "metrics": [metric_shown(name, data.score, data.front.get("split", "search")) for name in names],
         "constraints": constraints(data),
         "labels": labels,
         "trials": [
@@ -58,10 +58,10 @@ def chart_data(data: ReportData) -> Json:
     return safe
 
 
-def _metric(name: str, data: ReportData) -> Json:
+def metric_shown(name: str, score: str, split: str) -> Json:
     """Return how a metric is shown: its name in lists, its name at an axis, whether it is a fraction."""
-    fraction = name == data.score or "accuracy" in name
-    unit = f" ({data.front.get('split', 'search')} split)" if fraction else " (bytes)" if name.endswith("bytes") else ""
+    fraction = name == score or "accuracy" in name
+    unit = f" ({split} split)" if fraction else " (bytes)" if name.endswith("bytes") else ""
     return {"name": name, "label": label(name), "axis": label(name) + unit, "fraction": fraction}
 
 

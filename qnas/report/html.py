@@ -5,7 +5,7 @@ from __future__ import annotations
 from qnas.report import evidence, sections
 from qnas.report.charts import chart_data
 from qnas.report.data import ReportData
-from qnas.report.page import Section, render_page
+from qnas.report.page import Section, render_page, text_file
 
 SCRIPTS = ("tables.js", "plot.js", "charts.js")
 
@@ -43,6 +43,6 @@ def render_html(data: ReportData) -> str:
         sections.tiles(data),
         parts,
         chart_data(data),
-        SCRIPTS,
+        [text_file(name) for name in SCRIPTS],
         drawn=drawn,
     )

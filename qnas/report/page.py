@@ -48,14 +48,13 @@ def render_page(
         tiles: the headline.
         sections: in order.
         data: what the scripts need, JSON.
-        scripts: names of files of this package, run in order.
+        scripts: their texts, run in order.
         drawn: whether there are charts.
     """
     plotly, packed = _plotly() if drawn else ("", "")
-    texts = [text_file(name) for name in scripts]
     links = [tag("a", section.short, href=f"#{section.anchor}") for section in sections if section.short]
     return Template(text_file("template.html")).substitute(
-        policy=_policy([*texts, plotly]),
+        policy=_policy([*scripts, plotly]),
         brand=escape(brand),
         title=escape(title),
         subtitle=escape(subtitle),
@@ -65,7 +64,7 @@ def render_page(
         sections=join(map(_section, sections), "\n"),
         data=script_json(data),
         plotly=packed,
-        scripts="\n".join(f"<script>{text}</script>" for text in texts),
+        scripts="\n".join(f"<script>{text}</script>" for text in scripts),
     )
 
 
@@ -105,6 +104,6 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def text_file(name: str) -> str:
-    """Return a text file of this package."""
-    return resources.files("qnas.report").joinpath(name).read_text(encoding="utf-8")
+def text_file(name: str, package: str = "qnas.report") -> str:
+    """Return a text file of a package."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
