@@ -65,6 +65,5 @@ def round_up(value: float, digits: int = 2) -> float:
     if value <= 0:
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    steps = math.ceil(value / unit - 1e-9)
-    rounded = steps * unit if unit < 1 else float(steps * int(unit))
+    rounded = float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")
     return max(rounded, value)

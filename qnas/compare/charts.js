@@ -29,7 +29,7 @@
         name: escape(run.name), type: "scatter", mode: lines ? "lines+markers" : "markers",
         x: points.map((p) => p.metrics[data.cost]), y: points.map((p) => side(p)[data.metric]),
         error_y: { type: "data", array: points.map((p) => side(p).standard_error), color: ink(i), thickness: 1.1, width: 3 },
-        line: { color: ink(i), width: 1.6, dash: dash(i) }, marker: { color: ink(i), size: 7 }, hovertext: text, hoverinfo: "text",
+        line: { color: ink(i), width: 1.6, dash: dash(i), shape: "hv" }, marker: { color: ink(i), size: 7 }, hovertext: text, hoverinfo: "text",
       };
     });
     draw("fronts", traces, { xaxis: across(), yaxis: up(which), height: narrow() ? 420 : 470 });

@@ -68,8 +68,9 @@ def fronts(found: Json) -> Markup:
     selector = tag("label", "Accuracies of the ", tag("select", *choice, id="split"))
     described = f"Fronts of {many(len(found['runs']), 'run')} in one chart; the table below holds their ends"
     said = (
-        "Each line is the front of a search, points ± one standard error. The points were selected on the search "
-        "split; the test split shows the same subnets on images that selected nothing, so a line may bend back there."
+        "Each line is the front of a search, points ± one standard error; between points the cheaper one is the best "
+        "there is. The points were selected on the search split; the test split shows the same subnets on images "
+        "that selected nothing, so a line may fall back there."
     )
     controls = tag("div", selector, class_="controls scripted")
     return join(

@@ -55,6 +55,13 @@ def _draw_front(axes: Any, run: Json, i: int, split: str, found: Json) -> list[t
         return []
     xs, ys, errors = zip(*points, strict=True)
     line = DASHES[i // len(INKS) % len(DASHES)] if len(found["objectives"]) == 2 else "none"
-    style = {"markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5, "color": INKS[i % len(INKS)]}
+    style = {
+        "markersize": 5,
+        "linewidth": 1.4,
+        "elinewidth": 1,
+        "capsize": 2.5,
+        "drawstyle": "steps-post",
+        "color": INKS[i % len(INKS)],
+    }
     axes.errorbar(xs, ys, yerr=errors, fmt="o", linestyle=line, label=f"\u200b{run['name']}", **style)
     return list(zip(xs, ys, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -182,8 +183,10 @@ def _groups(entries: Sequence[Entry], runs: Sequence[Json], offered: Sequence[Se
 
 
 def _mean(values: Sequence[float | None]) -> Json:
-    """Return the mean and its interval of those that are known, with their number."""
+    """Return the mean and its interval of those fractions that are known, with their number."""
     known = [value for value in values if value is not None]
     if not known:
         return {"value": None, "low": None, "high": None, "num_seeds": 0}
-    return {**asdict(mean_interval(known)), "num_seeds": len(known)}
+    mean = mean_interval(known)
+    low, high = (end if math.isinf(end) else min(1.0, max(0.0, end)) for end in (mean.low, mean.high))
+    return {"value": mean.value, "low": low, "high": high, "num_seeds": len(known)}

@@ -57,14 +57,17 @@
     add("trials of other searches", others, { marker: { ...faint, symbol: "circle-open", opacity: 0.6, line: { width: 1 } }, hovertext: others.map(when) });
     add("trials that violate a constraint", broken, { marker: { ...faint, symbol: "x-thin-open" }, hovertext: broken.map(when) });
 
+    /* Between two points of a front, the cheaper one is the best there is: a staircase. */
+    const pair = data.objectives.map((o) => o.name);
+    const joined = pair.length === 2 && pair.includes(x) && pair.includes(y);
+    const falls = (name) => data.objectives.find((o) => o.name === name)?.direction === "min";
+    const stairs = falls(x) ? "hv" : "vh";
     data.others.forEach((front, i) => {
       const points = known(front.points, x, y).sort((a, b) => read(a, x) - read(b, x));
       const text = points.map((p) => hover(p, `on the front of ${escape(front.search)}`));
-      add(escape(`front of ${front.search}`), points, { mode: "lines", line: { color: ink(i + 3), width: 1.3, dash: "dot" }, hovertext: text });
+      if (joined) add(escape(`front of ${front.search}`), points, { mode: "lines", line: { color: ink(i + 3), width: 1.3, dash: "dot", shape: stairs }, hovertext: text });
     });
     const points = known(data.points, ...needed).sort((a, b) => read(a, x) - read(b, x));
-    const pair = data.objectives.map((o) => o.name);
-    const joined = pair.length === 2 && pair.includes(x) && pair.includes(y);
     const shades = shade ? points.map((p) => read(p, shade)) : colour("accent");
     const beneath = narrow() ? { orientation: "h", y: -0.2, yanchor: "top" } : {};
     const bar = { title: { text: shade && label(shade), side: narrow() ? "bottom" : "right" }, thickness: 12, ...beneath, tickformat: shade && metric(shade)?.fraction ? ".1~%" : "~s" };
@@ -73,7 +76,7 @@
     const symbol = points.map((p) => (p.tied ? "circle-open" : "circle"));
     const marker = { color: shades, size: 9, symbol, ...(shade ? { line: { color: colour("muted"), width: 1 }, colorscale: "Viridis", showscale: true, colorbar: bar } : {}) };
     add("front ± standard error", points, {
-      ...scored, mode: joined ? "lines+markers" : "markers", line: { color: colour("accent"), width: 1.5 }, marker,
+      ...scored, mode: joined ? "lines+markers" : "markers", line: { color: colour("accent"), width: 1.5, shape: stairs }, marker,
       hovertext: points.map(titled("on the front, trial ")), customdata: points.map((p) => data.points.indexOf(p)),
     });
     const tested = points.filter((p) => p.test !== null);

@@ -66,7 +66,9 @@ def _draw_front(figure: Any, axes: Any, points: list[Json], names: tuple[str, st
     score = content["score"]
     bars = {"yerr": errors} if y == score else {"xerr": errors} if x == score else {}
     line = "-" if len(content["objectives"]) == 2 else "none"
-    style = {"color": _FRONT, "markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5}
+    style: dict[str, Any] = {"color": _FRONT, "markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5}
+    falls = {"name": x, "direction": "min"} in content["objectives"]
+    style["drawstyle"] = "steps-post" if falls else "steps-pre"  # between two points the cheaper one is the best
     axes.errorbar(xs, ys, fmt="o", linestyle=line, label="front (± standard error)", zorder=3, **bars, **style)
     if colour:
         shades = axes.scatter(xs, ys, c=_shades(points, colour, content), cmap="viridis", s=44, zorder=4)
@@ -79,7 +81,7 @@ def _draw_front(figure: Any, axes: Any, points: list[Json], names: tuple[str, st
 
 
 def scale_axis(axes: Any, axis: str, name: str, values: Sequence[float], content: Json) -> None:
-    """Label the axis ``x`` or ``y`` with a metric and choose its scale; ``content`` has ``metrics`` as chart data do."""
+    """Label the axis ``x`` or ``y`` with a metric and choose its scale; ``content`` has the ``metrics``."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
     ruler = axes.xaxis if axis == "x" else axes.yaxis
