@@ -170,11 +170,19 @@ class RunDirectory:
         if self._database is None:
             try:
                 self._database = self._connect()
-            except sqlite3.DatabaseError as error:
+            except sqlite3.OperationalError as error:
+                if not self.read_only:
+                    raise self._unreadable(error) from error
                 raise StoreError(
-                    f"{self.path / 'trials.sqlite'} cannot be read: {error}. Restore or remove it."
+                    f"{self.path / 'trials.sqlite'} cannot be read without writing: {error}. If a process was stopped "
+                    f"here in the middle of a write, `qnas report {self.path}` puts that right; then try again."
                 ) from error
+            except sqlite3.DatabaseError as error:
+                raise self._unreadable(error) from error
         return self._database
+
+    def _unreadable(self, error: sqlite3.DatabaseError) -> StoreError:
+        return StoreError(f"{self.path / 'trials.sqlite'} cannot be read: {error}. Restore or remove it.")
 
     def _connect(self) -> sqlite3.Connection:
         path = self.path / "trials.sqlite"

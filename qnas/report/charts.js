@@ -2,7 +2,7 @@
 
 /* The charts of a run. */
 (() => {
-  const { data, place, escape, colour, narrow, ink, dash, axis, draw, drawings, afterwards } = Page;
+  const { data, place, escape, colour, narrow, ink, dash, axis, draw, drawings, clicked, afterwards } = Page;
 
   const metric = (name) => data.metrics.find((entry) => entry.name === name);
   const read = (entry, name) => name === "number" ? entry.number : entry.metrics[data.metrics.indexOf(metric(name))];
@@ -68,13 +68,13 @@
       if (joined) add(escape(`front of ${front.search}`), points, { mode: "lines", line: { color: ink(i + 3), width: 1.3, dash: "dot", shape: stairs }, hovertext: text });
     });
     const points = known(data.points, ...needed).sort((a, b) => read(a, x) - read(b, x));
-    const shades = shade ? points.map((p) => read(p, shade)) : colour("accent");
+    const shades = points.map((p) => (shade ? read(p, shade) : colour(p.tied ? "card" : "accent")));
     const beneath = narrow() ? { orientation: "h", y: -0.2, yanchor: "top" } : {};
     const bar = { title: { text: shade && label(shade), side: narrow() ? "bottom" : "right" }, thickness: 12, ...beneath, tickformat: shade && metric(shade)?.fraction ? ".1~%" : "~s" };
     const errors = { type: "data", array: points.map((p) => p.error), color: colour("accent"), thickness: 1.2, width: 3 };
     const scored = x === data.score ? { error_x: errors } : y === data.score ? { error_y: errors } : {};
-    const symbol = points.map((p) => (p.tied ? "circle-open" : "circle"));
-    const marker = { color: shades, size: 9, symbol, ...(shade ? { line: { color: colour("muted"), width: 1 }, colorscale: "Viridis", showscale: true, colorbar: bar } : {}) };
+    const symbol = points.map((p) => (shade && p.tied ? "circle-open" : "circle"));
+    const marker = { color: shades, size: 9, symbol, line: { color: colour("accent"), width: 2 }, ...(shade ? { line: { color: colour("muted"), width: 1 }, colorscale: "Viridis", showscale: true, colorbar: bar } : {}) };
     add("front ± standard error", points, {
       ...scored, mode: joined ? "lines+markers" : "markers", line: { color: colour("accent"), width: 1.5, shape: stairs }, marker,
       hovertext: points.map(titled("on the front, trial ")), customdata: points.map((p) => data.points.indexOf(p)),
@@ -223,11 +223,12 @@
   }
 
   const selector = document.getElementById("point");
-  Page.start().then(() => place("front")?.on?.("plotly_click", ({ points: [hit] }) => {
+  clicked.front = ({ points: [hit] }) => {
     if (hit.customdata === undefined) return;
     selector.value = hit.customdata;
     selector.dispatchEvent(new Event("change"));
     const link = Object.assign(document.createElement("a"), { href: "#subnets", textContent: "see its layers" });
     document.getElementById("picked").replaceChildren(`Subnet ${data.points[hit.customdata].key}: `, link);
-  }));
+  };
+  Page.start();
 })();

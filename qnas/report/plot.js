@@ -4,6 +4,7 @@
 const Page = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const drawings = {};
+  const clicked = {};
   const afterwards = [];
   const place = (name) => document.getElementById(`${name}-chart`);
 
@@ -73,11 +74,18 @@ const Page = (() => {
     const fresh = !place(name)._fullLayout;
     place(name).style.minHeight = 0; // the drawing has a height of its own
     Plotly.react(place(name), traces, layout(extra), options);
-    if (!fresh) return;
+    if (fresh) clicked[name] && place(name).on("plotly_click", clicked[name]);
+    if (place(name).dataset.tools) return;
+    place(name).dataset.tools = "yes";
     addTools(name);
     watcher.observe(place(name));
   }
-  const drawAll = () => Object.entries(drawings).forEach(([name, drawing]) => place(name) && drawing());
+  /* From scratch: Plotly leaves parts behind when a colour bar turns around. */
+  const drawAll = () => Object.entries(drawings).forEach(([name, drawing]) => {
+    if (!place(name)) return;
+    Plotly.purge(place(name));
+    drawing();
+  });
 
   async function start() {
     const names = Object.keys(drawings).filter(place);
@@ -98,5 +106,5 @@ const Page = (() => {
     window.matchMedia("(max-width: 599px)").addEventListener("change", drawAll);
   }
 
-  return { data, place, escape, colour, narrow, ink, dash, axis, draw, drawings, afterwards, start };
+  return { data, place, escape, colour, narrow, ink, dash, axis, draw, drawings, clicked, afterwards, start };
 })();
