@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -443,26 +442,8 @@ class Run:
 
     def report(self) -> list[Path]:
         """Write ``report.html`` and ``front.png`` from what there is; return their paths."""
-        from qnas.exports import list_exports
-        from qnas.report import ReportData, write_report
+        from qnas.report import report_data, write_report
 
         with self.phase("report"):
-            environment = self.store.read_json(self.store.path / "environment.json", {})
-            fronts = self.fronts()
-            trials = [
-                {"search": search, "number": number + 1, **asdict(trial)}
-                for search, number, trial in self.store.trials()
-            ]
-            data = ReportData(
-                config=self.config.model_dump(mode="json", exclude_none=True),
-                environment={k: v for k, v in environment.items() if k != "command"},
-                command=environment.get("command", ""),
-                history=self.progress().history,
-                trials=trials,
-                front=fronts[-1] if fronts else {},
-                exports=list_exports(self.store),
-                timings=self.timings(),
-                name=self.store.path.name,
-            )
-            write_report(data, self.store.path)
+            write_report(report_data(self), self.store.path)
         return [self.store.path / "report.html", self.store.path / "front.png"]

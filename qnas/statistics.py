@@ -109,3 +109,34 @@ def paired(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> PairedT
     half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(b2 + c2 - (b2 - c2) ** 2 / n2) / n2
     p_value = float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
     return PairedTest(Interval(difference, max(-1.0, centre - half), min(1.0, centre + half)), b, c, p_value)
+
+
+def unpaired(first: float, n_first: int, second: float, n_second: int) -> Interval:
+    """Return the difference of two accuracies on different images, with its interval.
+
+    Agresti and Caffo, The American Statistician 2000: one right and one wrong image are added to each side.
+
+    Args:
+        first, second: accuracies as fractions.
+        n_first, n_second: images that each was measured on.
+    """
+    from scipy.stats import norm
+
+    sides = [((p * n + 1) / (n + 2), n + 2) for p, n in ((first, n_first), (second, n_second))]
+    centre = sides[0][0] - sides[1][0]
+    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(sum(p * (1 - p) / n for p, n in sides))
+    return Interval(first - second, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979), in the order given.
+
+    Declaring those below 0.05 significant keeps the chance of one or more false ones below 5% over all of them.
+    """
+    m = len(p_values)
+    corrected = [0.0] * m
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (m - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected

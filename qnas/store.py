@@ -36,6 +36,7 @@ from qnas.files import PARTIAL, write_json
 from qnas.protocols import State, Trial
 
 CONFIG = "config.toml"
+READ_TIMEOUT = 30.0  # seconds to wait for another process to finish a write
 _SEARCH_NAME = re.compile(r"[0-9]{2,}-[A-Za-z0-9_.-]+")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluations (
@@ -59,15 +60,17 @@ class RunDirectory:
     Args:
         path: of the directory.
         create: make it, and refuse one that holds anything but what a process left that was killed while making it.
-        follow: only read, beside the process that holds the lock (see ``qnas.processes``).
+        follow: only read files, beside the process that holds the lock (see ``qnas.processes``).
+        read_only: only read, files and trials, whoever holds the lock; nothing in the folder changes.
 
     Raises:
         StoreError: absent, in use by another process, or not a run directory.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, follow: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, follow: bool = False, read_only: bool = False) -> None:
         self.path = path
-        self.follow = follow
+        self.follow = follow or read_only
+        self.read_only = read_only
         if create:
             if path.exists() and not _is_free(path):
                 raise StoreError(
@@ -87,7 +90,7 @@ class RunDirectory:
             )
         self._database: sqlite3.Connection | None = None
         self._lock = -1
-        if follow:
+        if self.follow:
             return
         self._lock = self._acquire()
         for leftover in path.rglob(f"*{PARTIAL}"):
@@ -163,18 +166,40 @@ class RunDirectory:
 
     @property
     def database(self) -> sqlite3.Connection:
-        """The trials' database, opened when first used; only by the process that holds the lock."""
-        assert not self.follow, "a follower has no database"
+        """The trials' database, opened when first used; to write, only by the process that holds the lock."""
+        assert not self.follow or self.read_only, "a follower has no database"
         if self._database is None:
             try:
-                self._database = sqlite3.connect(self.path / "trials.sqlite", isolation_level=None)
-                self._database.execute("PRAGMA trusted_schema = OFF")
-                self._database.executescript(_SCHEMA)
-            except sqlite3.DatabaseError as error:
+                self._database = self._connect()
+            except sqlite3.OperationalError as error:
+                if not self.read_only:
+                    raise self._unreadable(error) from error
                 raise StoreError(
-                    f"{self.path / 'trials.sqlite'} cannot be read: {error}. Restore or remove it."
+                    f"{self.path / 'trials.sqlite'} cannot be read without writing: {error}. If a process was stopped "
+                    f"here in the middle of a write, `qnas report {self.path}` puts that right; then try again."
                 ) from error
+            except sqlite3.DatabaseError as error:
+                raise self._unreadable(error) from error
         return self._database
+
+    def _unreadable(self, error: sqlite3.DatabaseError) -> StoreError:
+        return StoreError(f"{self.path / 'trials.sqlite'} cannot be read: {error}. Restore or remove it.")
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.path / "trials.sqlite"
+        if self.read_only and path.is_file():
+            database = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=READ_TIMEOUT
+            )
+            database.execute("PRAGMA trusted_schema = OFF")
+            database.execute(
+                "SELECT 1 FROM searches, trials, evaluations LIMIT 1"
+            )  # the file is only read from here on
+            return database
+        database = sqlite3.connect(":memory:" if self.read_only else path, isolation_level=None)
+        database.execute("PRAGMA trusted_schema = OFF")
+        database.executescript(_SCHEMA)
+        return database
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -194,6 +219,14 @@ class RunDirectory:
             "SELECT metrics, correct FROM evaluations WHERE cache_key = ?", (cache_key,)
         ).fetchone()
         return None if row is None else (json.loads(row[0]), row[1])
+
+    def evaluations(self, config_key: str, split: str) -> list[tuple[dict[str, float], int, bytes]]:
+        """Return metrics, number of images and packed correctness of a subnet on a split, oldest measurement first."""
+        rows = self.database.execute(
+            "SELECT metrics, num_images, correct FROM evaluations WHERE config_key = ? AND split = ? ORDER BY rowid",
+            (config_key, split),
+        ).fetchall()
+        return [(json.loads(metrics), num_images, correct) for metrics, num_images, correct in rows]
 
     def put_evaluation(
         self, cache_key: str, config_key: str, split: str, metrics: Mapping[str, float], num_images: int, correct: bytes
@@ -228,6 +261,11 @@ class RunDirectory:
     def searches(self) -> list[str]:
         """Return the names of all searches, in the order in which they were begun."""
         return [row[0] for row in self.database.execute("SELECT search FROM searches ORDER BY rowid")]
+
+    def search_settings(self, search: str) -> dict[str, Any]:
+        """Return what a search was begun with; nothing for one that the database does not hold."""
+        row = self.database.execute("SELECT settings FROM searches WHERE search = ?", (search,)).fetchone()
+        return {} if row is None else dict(json.loads(row[0]))
 
     def open_search(self, name: str, settings: Mapping[str, Any]) -> tuple[str, State | None]:
         """Return the search with these settings and its state, begun anew if there is none.

@@ -21,6 +21,7 @@ COMMANDS = (
     "export",
     "verify",
     "report",
+    "compare",
     "plugins",
 )
 

@@ -187,6 +187,37 @@ def print_rank(result: Mapping[str, Any]) -> None:
     click.echo(f"Kendall tau {tau['value']:.3f}, 95% interval {tau['low']:.3f} to {tau['high']:.3f}")
 
 
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """Print what each run reaches within each budget, and how many differences are significant."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from qnas.report.formats import metric
+
+    cost, score = found["cost"], found["metric"]
+    title = f"Test {score} in % within a budget of {cost}: the point that is best on the search split, ± standard error"
+    table = Table(title=title, title_justify="left")
+    table.add_column("run", overflow="fold")
+    limits = (f"<= {metric(cost, budget, score)}" for budget in found["budgets"])
+    for name in ("hypervolume, search", "hypervolume, test", *limits):
+        table.add_column(name, justify="right")
+    for run, offers in zip(found["runs"], found["at_budget"], strict=True):
+        volumes = [run["hypervolume"][split] for split in ("search", "test")]
+        table.add_row(
+            escape(run["name"]),
+            *("-" if volume is None else f"{volume:.3f}" for volume in volumes),
+            *("-" if o["test"] is None else f"{100 * o['test']:.1f} ± {100 * o['test_error']:.1f}" for o in offers),
+        )
+    stdout_console().print(table)
+    tested = [pair for pair in found["pairs"] if pair["paired"]]
+    real = sum(pair["significant"] for pair in tested)
+    unpaired = len(found["pairs"]) - len(tested)
+    click.echo(
+        f"Significant after Holm's correction: {real} of {len(tested)} paired tests"
+        + (f"; {unpaired} not paired, since test images differ" if unpaired else "")
+    )
+
+
 def print_export(run: Any, result: Mapping[str, Any]) -> None:
     """Print what was exported, and what of it stays in float."""
     click.echo(f"Subnet {result['key']}:")

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 from qnas.files import write_atomically, write_text
+from qnas.report.collect import report_data
 from qnas.report.data import ReportData
 from qnas.report.html import render_html
 from qnas.report.plots import write_front_png
 
-__all__ = ["ReportData", "render_html", "write_front_png", "write_report"]
+__all__ = ["ReportData", "render_html", "report_data", "write_front_png", "write_report"]
 
 
 def write_report(data: ReportData, directory: str | os.PathLike[str]) -> Path:

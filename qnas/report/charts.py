@@ -6,10 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from qnas.report.answers import point_gap, tied
 from qnas.report.data import Json, ReportData, json_safe, number
 from qnas.report.formats import label
+from qnas.report.inside import quantities
+from qnas.report.volume import Box, common_box, complete, objectives_of, volume
 
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=|<|>|≤|≥)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_CURVES = ("number", "score", "best", "front", "feasible", "volume")
 
 
 def chart_data(data: ReportData) -> Json:
@@ -21,7 +25,7 @@ def chart_data(data: ReportData) -> Json:
         "objectives": data.objectives,
         "score": data.score,
         "split": data.front.get("split", "search"),
-        "metrics": [_metric(name, data) for name in names],
+        "metrics": [metric_shown(name, data.score, data.front.get("split", "search")) for name in names],
         "constraints": constraints(data),
         "labels": labels,
         "trials": [
@@ -37,18 +41,27 @@ def chart_data(data: ReportData) -> Json:
             for trial in data.trials
         ],
         "points": [_point(point, data, names, labels) for point in data.points],
+        "search": data.front.get("search"),
+        "others": [
+            {"search": front["search"], "points": [_point(point, data, names, labels) for point in front["points"]]}
+            for front in data.fronts[:-1]
+            if front.get("objectives") == data.objectives
+        ],
         "progress": progress(data),
         "training": training(data.history),
+        "gap": data.gap,
+        "ranks": [_rank(comparison) for comparison in data.ranks],
+        "inside": _inside(data),
     }
     content["axes"] = axis_names(content)
     safe: Json = json_safe(content)
     return safe
 
 
-def _metric(name: str, data: ReportData) -> Json:
+def metric_shown(name: str, score: str, split: str) -> Json:
     """Return how a metric is shown: its name in lists, its name at an axis, whether it is a fraction."""
-    fraction = name == data.score or "accuracy" in name
-    unit = f" ({data.front.get('split', 'search')} split)" if fraction else " (bytes)" if name.endswith("bytes") else ""
+    fraction = name == score or "accuracy" in name
+    unit = f" ({split} split)" if fraction else " (bytes)" if name.endswith("bytes") else ""
     return {"name": name, "label": label(name), "axis": label(name) + unit, "fraction": fraction}
 
 
@@ -62,9 +75,57 @@ def _point(point: Json, data: ReportData, names: Sequence[str], labels: Sequence
         "error": number(point, "standard_error"),
         "test": number(point.get("test"), data.score),
         "test_error": number(point.get("test"), "standard_error"),
+        "gap": _gap(point, data.score),
+        "tied": tied(number(data.ties.get(point["key"]), "chosen")),
         "sample": [point["sample"].get(knob) for knob in labels],
         "chosen": point["key"] == data.front.get("chosen"),
     }
+
+
+def _gap(point: Json, score: str) -> list[float] | None:
+    """Return value, low and high of a point's fall from the search to the test split."""
+    test = point.get("test")
+    found = [number(point["metrics"], score), number(point, "standard_error")]
+    found += [number(test, score), number(test, "standard_error")]
+    if any(value is None for value in found):
+        return None
+    gap = point_gap(*(float(value) for value in found if value is not None))
+    return [gap.value, gap.low, gap.high]
+
+
+def _rank(comparison: Json) -> list[Json]:
+    return [
+        {
+            "key": c["key"],
+            "x": number(c, "supernet"),
+            "y": number(c, "alone"),
+            "error": number(c, "alone_standard_error"),
+        }
+        for c in comparison.get("configs") or []
+    ]
+
+
+def _inside(data: ReportData) -> Json:
+    """Return the looks inside: when they were, and the quantities by layer; numbers with four digits."""
+    found = quantities(data.inside)
+    rounded = {
+        name: {**part, "values": [[v and float(f"{v:.4g}") for v in row] for row in part["values"]]}
+        for name, part in found.items()
+    }
+    return {
+        "when": [
+            f"{look.get('stage', '')}, step {look.get('number', position)}" for position, look in enumerate(data.inside)
+        ],
+        "quantities": rounded,
+    }
+
+
+def search_box(data: ReportData) -> Box | None:
+    """Return the box in which the hypervolumes of all searches are measured."""
+    objectives = objectives_of({"objectives": data.objectives})
+    met = [trial["metrics"] for trial in data.trials if not (trial.get("violation") or 0) > 0]
+    same = [front for front in data.fronts if front.get("objectives") == data.objectives]
+    return common_box(same, complete(met, objectives), objectives)
 
 
 def constraints(data: ReportData) -> list[Json]:
@@ -78,27 +139,32 @@ def constraints(data: ReportData) -> list[Json]:
 
 
 def progress(data: ReportData) -> list[Json]:
-    """Return, by search, what its trials had reached: the best score and the size of the front so far.
+    """Return, by search, what its trials had reached: the best score, the size of the front so far and its hypervolume.
 
     A trial that violates a constraint or lacks an objective counts for neither.
     """
     signs = [(str(o["name"]), 1.0 if o["direction"] == "max" else -1.0) for o in data.objectives]
     sign = dict(signs).get(data.score, 1.0)
+    box, objectives = search_box(data), objectives_of({"objectives": data.objectives})
     searches: list[Json] = []
     for search in dict.fromkeys(str(trial["search"]) for trial in data.trials):
-        curve: Json = {"search": search, "number": [], "score": [], "best": [], "front": [], "feasible": []}
+        curve: Json = {"search": search, **{column: [] for column in _CURVES}}
         front: list[list[float]] = []
+        dominated: float | None = None
         best: float | None = None
         for trial in sorted((t for t in data.trials if t["search"] == search), key=lambda t: int(t["number"])):
             score = number(trial["metrics"], data.score)
             vector = [s * v for name, s in signs if (v := number(trial["metrics"], name)) is not None]
             feasible = not (trial.get("violation") or 0) > 0
             if feasible and len(vector) == len(signs):
-                front = extend_front(front, vector)
+                before, front = front, extend_front(front, vector)
+                if front is not before:
+                    named = [{o.name: s * v for o, (_, s), v in zip(objectives, signs, w, strict=True)} for w in front]
+                    dominated = volume(named, objectives, box)
             if feasible and score is not None and (best is None or sign * score > sign * best):
                 best = score
-            values = (trial["number"], score, best, len(front), feasible)
-            for column, value in zip(("number", "score", "best", "front", "feasible"), values, strict=True):
+            values = (trial["number"], score, best, len(front), feasible, dominated)
+            for column, value in zip(_CURVES, values, strict=True):
                 curve[column].append(value)
         searches.append(curve)
     return searches

@@ -31,6 +31,13 @@ class ReportData:
             ``float_islands`` and ``verify``.
         timings: seconds by phase.
         name: of the run.
+        fronts: of every finished search, oldest first; ``front`` is the last of them.
+        ties: p-values of the points of the front; see :func:`qnas.report.answers.ties`.
+        gap: mean fall of the score from the search to the test split, as ``value``, ``low``, ``high``.
+        alone: results of subnets that were trained by themselves.
+        ranks: comparisons of the supernet's ranking with training alone.
+        inside: looks inside the supernet while it trained, one subnet each: ``stage``, ``number``, ``key``, ``steps``,
+            ``clip_ratios``, ``bn_std``, ``gradient_norms``.
     """
 
     config: Json
@@ -42,6 +49,12 @@ class ReportData:
     exports: list[Json] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     name: str = "run"
+    fronts: list[Json] = field(default_factory=list)
+    ties: dict[str, Json] = field(default_factory=dict)
+    gap: Json = field(default_factory=dict)
+    alone: list[Json] = field(default_factory=list)
+    ranks: list[Json] = field(default_factory=list)
+    inside: list[Json] = field(default_factory=list)
 
     @property
     def points(self) -> list[Json]:

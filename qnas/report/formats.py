@@ -6,6 +6,7 @@ from typing import Any
 
 from qnas.report.data import LABELS
 
+MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -79,6 +80,16 @@ def metric(name: str, value: Any, score: str) -> str:
 def bits(value: Any) -> str:
     """Return a bit-width; 32 stands for float."""
     return "float" if value == 32 else str(value)
+
+
+def many(number: int, thing: str) -> str:
+    """Return a count of things: ``1 point``, ``2 points``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def p_value(value: float) -> str:
+    """Return a p-value: ``p = 0.041`` or ``p < 0.001``."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def _three(value: float) -> str:

@@ -1,82 +1,48 @@
-"""A run -> one HTML page that opens offline and loads nothing."""
+"""A run -> one HTML page."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
-import json
-from importlib import resources
-from string import Template
-
-from qnas.report import sections
+from qnas.report import evidence, sections
 from qnas.report.charts import chart_data
 from qnas.report.data import ReportData
-from qnas.report.markup import Markup, escape
+from qnas.report.page import Section, render_page, text_file
+
+SCRIPTS = ("tables.js", "plot.js", "charts.js")
 
 
 def render_html(data: ReportData) -> str:
-    """Return the page. Equal data give an equal page.
-
-    Plotly's script travels inside, compressed, and only where there is something to draw. A content security policy
-    names the page's scripts by their digests, so that no other script runs and nothing is fetched.
-    """
-    drawn = bool(data.trials or data.points or data.history)
-    plotly = _plotly() if drawn else ""
-    scripts = [_file("tables.js"), _file("charts.js")]
-    values: dict[str, str] = {
-        "policy": _policy([*scripts, plotly]),
-        "title": escape(data.name),
-        "subtitle": escape(sections.subtitle(data)),
-        "style": _file("style.css"),
-        "data": script_json(chart_data(data)),
-        "plotly": _packed(plotly) if drawn else "",
-        "tables_script": scripts[0],
-        "charts_script": scripts[1],
-    }
-    for part in (
-        "tiles",
-        "front",
-        "subnets",
-        "exports",
-        "training",
-        "search",
-        "trials",
-        "timings",
-        "reproduce",
-        "notes",
-    ):
-        content: Markup = getattr(sections, part)(data)
-        values[part] = content
-    return Template(_file("template.html")).substitute(values)
-
-
-def script_json(value: object) -> str:
-    """Return JSON that is safe within a ``script`` element: nothing in it can end the element."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
-def _packed(script: str) -> str:
-    """Return a script as base64 of gzip, without a time stamp: 2 MB instead of 5."""
-    return base64.b64encode(gzip.compress(script.encode("utf-8"), compresslevel=9, mtime=0)).decode("ascii")
-
-
-def _policy(scripts: list[str]) -> str:
-    digests = (base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") for text in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+    """Return the page of a run. Equal data give an equal page."""
+    parts = [
+        Section("front", "Front", "Front", sections.front(data)),
+        Section("notes", "", "How to read these numbers", sections.notes(data)),
+        Section("gap", "Gap", "From the search to the test split", evidence.gap(data)),
+        Section("subnets", "Layers", "Layer by layer", sections.subnets(data)),
+        Section("sensitivity", "Bit-widths", "What bit-widths cost", evidence.bit_widths(data)),
+        Section("exports", "Exports", "Exports and verification", sections.exports(data)),
+        Section("search", "Search", "Search progress", sections.search(data)),
+        Section("training", "Training", "Training progress", sections.training(data)),
+    ]
+    if data.inside:
+        parts.append(Section("inside", "Inside", "Inside the supernet", evidence.inside(data)))
+    if data.ranks:
+        parts.append(
+            Section("ranks", "Ranking", "Does the supernet rank as training alone does?", evidence.ranks(data))
+        )
+    if data.alone:
+        parts.append(Section("alone", "Alone", "Subnets trained alone", evidence.alone(data)))
+    parts += [
+        Section("trials-section", "Trials", "Trials", sections.trials(data)),
+        Section("timings", "Time", "Time by phase", sections.timings(data)),
+        Section("reproduce", "Reproduce", "How to reproduce", sections.reproduce(data)),
+    ]
+    drawn = bool(data.trials or data.points or data.history or data.ranks)
+    return render_page(
+        "qnas report",
+        data.name,
+        sections.subtitle(data),
+        sections.tiles(data),
+        parts,
+        chart_data(data),
+        [text_file(name) for name in SCRIPTS],
+        drawn=drawn,
     )
-
-
-def _file(name: str) -> str:
-    """Return a text file of this package."""
-    return resources.files("qnas.report").joinpath(name).read_text(encoding="utf-8")

@@ -48,7 +48,7 @@ def _draw(figure: Any, axes: Any, content: Json) -> None:
     if points:
         _draw_front(figure, axes, points, (x, y, colour), content)
     for name, axis in ((x, "x"), (y, "y")):
-        _scale(axes, axis, name, [*_values(trials, name, content), *_values(points, name, content)], content)
+        scale_axis(axes, axis, name, [*_values(trials, name, content), *_values(points, name, content)], content)
     axes.grid(True, color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -66,7 +66,9 @@ def _draw_front(figure: Any, axes: Any, points: list[Json], names: tuple[str, st
     score = content["score"]
     bars = {"yerr": errors} if y == score else {"xerr": errors} if x == score else {}
     line = "-" if len(content["objectives"]) == 2 else "none"
-    style = {"color": _FRONT, "markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5}
+    style: dict[str, Any] = {"color": _FRONT, "markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5}
+    falls = {"name": x, "direction": "min"} in content["objectives"]
+    style["drawstyle"] = "steps-post" if falls else "steps-pre"  # between two points the cheaper one is the best
     axes.errorbar(xs, ys, fmt="o", linestyle=line, label="front (± standard error)", zorder=3, **bars, **style)
     if colour:
         shades = axes.scatter(xs, ys, c=_shades(points, colour, content), cmap="viridis", s=44, zorder=4)
@@ -78,8 +80,8 @@ def _draw_front(figure: Any, axes: Any, points: list[Json], names: tuple[str, st
         axes.scatter(_values(chosen, x, content), _values(chosen, y, content), zorder=5, **ring)
 
 
-def _scale(axes: Any, axis: str, name: str, values: Sequence[float], content: Json) -> None:
-    """Label an axis and choose its scale."""
+def scale_axis(axes: Any, axis: str, name: str, values: Sequence[float], content: Json) -> None:
+    """Label the axis ``x`` or ``y`` with a metric and choose its scale; ``content`` has the ``metrics``."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
     ruler = axes.xaxis if axis == "x" else axes.yaxis

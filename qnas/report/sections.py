@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 
 from qnas.report import tables
+from qnas.report.charts import search_box
 from qnas.report.data import Json, ReportData, number, toml_safe
-from qnas.report.formats import MISSING, count, heading, label, metric, percent, percent_error, size
+from qnas.report.drawing import draw_subnet
+from qnas.report.formats import MISSING, count, heading, label, many, metric, percent, percent_error, size
 from qnas.report.markup import Markup, empty, join, tag
+from qnas.report.page import chart
 
 
 def subtitle(data: ReportData) -> str:
@@ -35,7 +38,7 @@ def tiles(data: ReportData) -> Markup:
             _tile(heading(name), metric(name, point["metrics"][name], score), _exactly(point, name)) for name in known
         ]
         shown.append(_verified_tile(data.export_of(point["key"])))
-    shown.append(_tile("Evaluations", count(evaluations), _many(len(data.points), "point") + " on the front"))
+    shown.append(_tile("Evaluations", count(evaluations), many(len(data.points), "point") + " on the front"))
     return join(shown, "\n")
 
 
@@ -70,7 +73,7 @@ def _verified_tile(export: Json | None) -> Markup:
     return (
         _tile("Verified?", "yes", file, "good")
         if verify["passed"]
-        else _tile("Verified?", "no", _many(failures, "failure"), "bad")
+        else _tile("Verified?", "no", many(failures, "failure"), "bad")
     )
 
 
@@ -88,10 +91,30 @@ def front(data: ReportData) -> Markup:
             ("colour", "Colour", [tag("option", "none", value="")]),
         )
     ]
-    picture = _chart("front-chart", "Trials and front; the table below holds the numbers of the front", "tall")
+    shown = (
+        f"{len(data.trials)} trials and {many(len(data.points), 'point')} of the front; the table below holds the front"
+    )
     picked = tag("p", id="picked", class_="note", aria_live="polite")
-    listing = tables.front_table(data) if data.points else empty("No trial is on a front yet.")
-    return join([tag("div", *selects, class_="controls", id="axes"), picture, picked, listing], "\n")
+    parts = [tag("div", *selects, class_="controls", id="axes"), chart("front", shown, "tall"), picked]
+    if not data.points:
+        return join([*parts, empty("No trial is on a front yet.")], "\n")
+    saves = [tag("button", f"Front as {kind.upper()}", type="button", data_save=kind) for kind in ("csv", "json")]
+    downloads = tag("div", *saves, class_="controls scripted")
+    return join([*parts, tables.front_table(data), _ties_said(data), downloads], "\n")
+
+
+def _ties_said(data: ReportData) -> Markup | None:
+    """Return what the marks of ties mean, in words."""
+    if not data.ties:
+        return None
+    said = (
+        "Tied (hollow in the chart): the difference is within noise. McNemar's exact test on the images of the "
+        "search split that only one of the two subnets answers right gives p of 0.05 or more, so these images cannot "
+        "tell which of the two is better; the cheaper one is as good a choice. The tests are not corrected for their "
+        "number, and the points were selected on the same images, so real differences are rather smaller than they "
+        "look."
+    )
+    return tag("p", said, class_="note")
 
 
 def subnets(data: ReportData) -> Markup:
@@ -105,10 +128,22 @@ def subnets(data: ReportData) -> Markup:
     ]
     selector = tag("label", "Subnet ", tag("select", *options, id="point"))
     parts = [
-        tag("div", tables.layers_table(point), _knobs(point), class_="subnet", hidden=i != chosen)
+        tag(
+            "div",
+            draw_subnet(point),
+            tables.layers_table(point),
+            _knobs(point),
+            class_="subnet",
+            hidden=i != chosen,
+        )
         for i, point in enumerate(points)
     ]
-    return join([tag("div", selector, class_="controls"), *parts], "\n")
+    said = (
+        "From input to output: a bar is as wide as the square root of the layer's output channels and as dark as its "
+        "weights have bits; a thin bar is a tensor that is only put on a grid. Text: kernel (dw: depthwise), stride, "
+        "channels, output size; bits of weights (W) and input activations (A)."
+    )
+    return join([tag("div", selector, class_="controls"), tag("p", said, class_="note"), *parts], "\n")
 
 
 def _point_title(point: Json, data: ReportData) -> str:
@@ -134,16 +169,44 @@ def training(data: ReportData) -> Markup:
     if not data.history:
         return empty("No epoch has been finished yet.")
     passes = sum(number(entry, "image_passes") or 0 for entry in data.history)
-    note = _many(len(data.history), "epoch") + (f", {count(passes)} image passes in all." if passes else ".")
+    note = many(len(data.history), "epoch") + (f", {count(passes)} image passes in all." if passes else ".")
     details = tag("details", tag("summary", "All epochs as a table"), tables.history_table(data.history))
-    return join([tag("p", note), _chart("training-chart", "Loss of the largest, random and smallest subnets"), details])
+    return join(
+        [
+            tag("p", note),
+            chart(
+                "training",
+                "Loss of the largest, random and smallest subnets over the epochs; the table below holds the numbers",
+            ),
+            details,
+        ]
+    )
 
 
 def search(data: ReportData) -> Markup:
     """Return how the search went, trial by trial."""
     if not data.trials:
         return empty("No trial has been run yet.")
-    return _chart("search-chart", "Score of each trial, best score so far and size of the front so far")
+    shown = f"{heading(data.score)} of each trial and the best so far, by search; the table of trials holds the numbers"
+    return join([chart("search", shown), *_volumes(data)], "\n")
+
+
+def _volumes(data: ReportData) -> list[Markup]:
+    """Return the hypervolume of the front so far and, for each search, of its front."""
+    box = search_box(data)
+    if box is None:
+        return [tag("p", "The objectives found so far span no box, so there is no hypervolume.", class_="note")]
+    corners = "; ".join(
+        f"{label(name)} {metric(name, box.reference[name], data.score)} to {metric(name, box.ideal[name], data.score)}"
+        for name in box.reference
+    )
+    said = (
+        "Hypervolume: the share of a box of objectives that the front so far dominates on the search split, from 0 "
+        f"to 1. One box for all searches ({box.source}): {corners}."
+    )
+    shown = "Hypervolume of the front so far by number of evaluations, a line a search; the table below holds the ends"
+    listing = tables.volumes_table(data) if data.fronts else None
+    return [tag("h3", "Hypervolume so far"), tag("p", said), chart("volume", shown), *([listing] if listing else [])]
 
 
 def trials(data: ReportData) -> Markup:
@@ -156,7 +219,7 @@ def trials(data: ReportData) -> Markup:
         tag("button", "Download as CSV", type="button", id="csv"),
         tag("output", f"{len(data.trials)} trials", id="matches", for_="filter"),
     ]
-    return join([tag("div", *controls, class_="controls"), tables.trials_table(data)], "\n")
+    return join([tag("div", *controls, class_="controls scripted"), tables.trials_table(data)], "\n")
 
 
 def timings(data: ReportData) -> Markup:
@@ -198,14 +261,6 @@ def notes(data: ReportData) -> Markup:
         "BitOPs, MACs and size come from cost models; only the sizes of exported files are measured on files.",
     ]
     return tag("ul", *(tag("li", sentence) for sentence in said))
-
-
-def _many(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _chart(name: str, description: str, kind: str = "") -> Markup:
-    return tag("div", id=name, class_=f"chart {kind}".strip(), role="group", aria_label=description)
 
 
 def _code(text: str) -> Markup:

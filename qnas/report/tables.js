@@ -13,6 +13,36 @@
     show();
   }
 
+  function save(name, type, content) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+  const quote = (field) => {
+    const plain = field === null || field === undefined ? "" : String(field);
+    return /[",\r\n]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
+  };
+  const csv = (lines) => `${lines.map((line) => line.map(quote).join(",")).join("\r\n")}\r\n`;
+  const names = data.metrics.map((metric) => metric.name);
+
+  const front = () => data.points.map((p) => ({
+    key: p.key, chosen: p.chosen, tied_with_chosen: p.tied,
+    metrics: Object.fromEntries(names.map((name, i) => [name, p.metrics[i]])),
+    standard_error: p.error, test: p.test, test_standard_error: p.test_error,
+    sample: Object.fromEntries(knobs(p)),
+  }));
+  const savers = {
+    json: () => save("front.json", "application/json", `${JSON.stringify(front(), null, 2)}\n`),
+    csv: () => {
+      const head = ["key", "chosen", "tied_with_chosen", ...names, "standard_error", "test", "test_standard_error", ...data.labels];
+      const lines = data.points.map((p) => [p.key, p.chosen, p.tied, ...p.metrics, p.error, p.test, p.test_error, ...p.sample]);
+      save("front.csv", "text/csv", csv([head, ...lines]));
+    },
+  };
+  document.querySelectorAll("[data-save]").forEach((button) => button.addEventListener("click", savers[button.dataset.save]));
+
   const table = document.getElementById("trials");
   if (!table) return;
   const body = table.tBodies[0];
@@ -79,23 +109,13 @@
     matches.textContent = words.length ? `${shown} of ${rows.length} trials` : `${rows.length} trials`;
   });
 
-  const quote = (field) => {
-    const plain = field === null || field === undefined ? "" : String(field);
-    return /[",\r\n]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
-  };
   document.getElementById("csv").addEventListener("click", () => {
-    const names = data.metrics.map((metric) => metric.name);
     const lines = [["number", "search", "key", ...names, "violation", "front", ...data.labels]];
     for (const row of rows.filter((row) => !row.hidden)) {
       const entry = trial(row);
       const { number, search, key, metrics, violation, front, sample } = entry;
       lines.push([number, search, key, ...metrics, violation, front, ...sample]);
     }
-    const content = lines.map((line) => line.map(quote).join(",")).join("\r\n");
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([content, "\r\n"], { type: "text/csv" }));
-    link.download = "trials.csv";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    save("trials.csv", "text/csv", csv(lines));
   });
 })();

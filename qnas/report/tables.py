@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qnas.report.answers import tied
 from qnas.report.data import Json, ReportData, layer_bitops, number
-from qnas.report.formats import MISSING, TIMES, bits, count, heading, metric, percent, percent_error, seconds, size
+from qnas.report.drawing import shade
+from qnas.report.formats import (
+    MISSING,
+    TIMES,
+    bits,
+    count,
+    heading,
+    metric,
+    p_value,
+    percent,
+    percent_error,
+    seconds,
+    size,
+)
 from qnas.report.markup import Markup, cell, empty, join, num, table, tag
 
 _LAYER_HEADERS = ("Layer", "Kind", *map(num, ("Channels", "Kernel", "Stride", "Output")), "W bits", "A bits")
@@ -53,6 +67,8 @@ def front_table(data: ReportData) -> Markup:
     split = data.front.get("split", "search")
     scores = (f"{heading(score)}, {split} split", f"{heading(score)}, test split")
     headers = ["Subnet", *map(num, [*scores, *map(heading, costs)])]
+    if data.ties:
+        headers += ["Against the chosen", "Against the next lower"]
     rows = []
     for point in data.points:
         chosen = point["key"] == data.front.get("chosen")
@@ -64,8 +80,36 @@ def front_table(data: ReportData) -> Markup:
             _score_cell(test, number(test, "standard_error"), score),
             *(_metric_cell(point["metrics"], name, data) for name in costs),
         ]
+        if data.ties:
+            found = data.ties.get(point["key"]) or {}
+            cells += [_tie_cell(number(found, "chosen")), _tie_cell(number(found, "next"))]
         rows.append(tag("tr", *cells, class_="chosen" if chosen else None))
     return table("The front: points that no other trial of the search dominates", headers, rows)
+
+
+def _tie_cell(value: float | None) -> Markup:
+    """Return whether two points are tied within noise."""
+    if value is None:
+        return tag("td", MISSING)
+    word = tag("span", "tied", class_="badge plain") if tied(value) else "differs"
+    return tag("td", word, f" ({p_value(value)})", data_v=value)
+
+
+def volumes_table(data: ReportData) -> Markup:
+    """Return the hypervolume that each finished search recorded of its front."""
+    rows = []
+    for front in data.fronts:
+        found = front.get("hypervolume") or {}
+        values = [number(found, split) for split in ("search", "test")]
+        shown = [tag("td", "not recorded" if v is None else f"{v:.3f}", class_="num") for v in values]
+        bounds = "; ".join(
+            f"{name} {metric(name, number(found.get('reference'), name), data.score)} to "
+            f"{metric(name, number(found.get('ideal'), name), data.score)}"
+            for name in found.get("reference") or {}
+        )
+        rows.append(tag("tr", tag("th", front["search"], scope="row"), *shown, tag("td", bounds or MISSING)))
+    headers = ["Search", num("Search split"), num("Test split"), "Its own box"]
+    return table("Hypervolume of each search's front, in the box that the search recorded", headers, rows)
 
 
 def _score_cell(values: Json, error: float | None, score: str) -> Markup:
@@ -132,8 +176,7 @@ def _kind(layer: Json) -> str:
 
 def _chip(value: Any) -> Markup:
     """Return a bit-width on a shade of its own."""
-    shade = min(int(value), 16) / 16 if isinstance(value, int) else 1
-    return tag("span", bits(value), class_="chip", style=f"--shade:{shade:.2f}")
+    return tag("span", bits(value), class_="chip", style=f"--shade:{shade(value)}")
 
 
 def exports_table(exports: Sequence[Json]) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 
 import pytest
@@ -66,3 +67,36 @@ def test_leftovers_of_a_killed_process_are_removed(created):
     (created / "exports" / "k" / "model.onnx.partial").write_bytes(b"half")
     with RunDirectory(created):
         assert not list(created.rglob("*.partial"))
+
+
+def test_read_only_is_beside_whoever_holds_the_run(created):
+    with RunDirectory(created) as store:
+        name, _ = store.open_search("random", {"seed": 3})
+        store.put_evaluation("c", "k", "test", {"accuracy": 0.5}, 8, b"x")
+        with RunDirectory(created, read_only=True) as reader:
+            assert reader.searches() == [name]
+            assert reader.search_settings(name) == {"seed": 3}
+            assert reader.search_settings("02-none") == {}
+            assert reader.evaluations("k", "test") == [({"accuracy": 0.5}, 8, b"x")]
+            assert reader.evaluations("k", "search") == []
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                reader.put_evaluation("d", "k", "test", {}, 8, b"x")
+            reader.add_seconds("report", 1.0)
+    assert not (created / "timings.json").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_not_mended_by_a_reader(created, tmp_path):
+    with RunDirectory(created) as store:
+        store.open_search("random", {})
+        with store.transaction() as database:
+            database.execute("PRAGMA cache_size = 1")  # so that changes reach the file before the end
+            for i in range(200):
+                store.put_evaluation(str(i), "k", "test", {}, 8, bytes(2000))
+            shutil.copytree(created, tmp_path / "killed")
+    assert (tmp_path / "killed" / "trials.sqlite-journal").stat().st_size
+    with RunDirectory(tmp_path / "killed", read_only=True) as reader, pytest.raises(StoreError, match="qnas report"):
+        reader.searches()
+    with RunDirectory(tmp_path / "killed") as store:
+        assert store.evaluations("0", "test") == []
+    with RunDirectory(tmp_path / "killed", read_only=True) as reader:
+        assert len(reader.searches()) == 1

@@ -16,8 +16,11 @@ import pytest
 
 from qnas.report import ReportData, render_html, write_front_png, write_report
 from qnas.report.charts import axis_names, chart_data, constraints, extend_front, progress, training
+from qnas.report.collect import thinned
 from qnas.report.data import json_safe, layer_bitops, toml_safe
-from qnas.report.formats import count, metric, percent_error, seconds, size
+from qnas.report.drawing import draw_subnet, shade
+from qnas.report.formats import MINUS, TIMES, count, metric, percent_error, seconds, size
+from qnas.report.inside import quantities
 from qnas.report.markup import Markup, escape, tag
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</style>${title}"
@@ -100,12 +103,52 @@ def make_run(num_objectives: int = 2, **changes: object) -> ReportData:
         "exports": [export],
         "timings": {"train": 100.0, "search": 20.0},
         "name": "digits",
+        "fronts": [front],
+        "ties": {trial["key"]: {"chosen": 0.2 if i else None, "next": 0.001} for i, trial in enumerate(trials[:6])},
+        "gap": {"value": 0.005, "low": -0.01, "high": 0.02},
+        "alone": [make_alone(trials[3]["key"])],
+        "ranks": [make_rank(trials)],
+        "inside": [make_look(stage, number) for stage, number in (("float", 5), ("quantized", 10), ("quantized", 15))],
     }
     return ReportData(**(parts | changes))
 
 
+def make_alone(key: str) -> dict:
+    scores = {split: {"accuracy": 0.9, "bitops": 1} for split in ("search", "test")}
+    errors = {"search": 0.02, "test": 0.03}
+    stages = [{"name": "float", "epochs": 2, "lr": 0.1}, {"name": "quantized", "epochs": 3, "lr": 0.1}]
+    head = {"key": key, "start": "scratch", "seed": 4, "stages": stages, "image_passes": 1234.5}
+    return {**head, "metrics": scores, "standard_error": errors}
+
+
+def make_rank(trials: list[dict]) -> dict:
+    configs = [
+        {"key": t["key"], "supernet": 0.5 + i / 100, "alone": 0.7 + i / 100, "alone_standard_error": 0.02}
+        for i, t in enumerate(trials)
+    ]
+    settings = {"start": "supernet", "seed": 0, "budget": 0.5, "lr": None}
+    tau = {"value": 0.75, "low": 0.5, "high": 0.9}
+    images = {"supernet": 359, "alone": 360}
+    return {
+        "metric": "accuracy",
+        "num_configs": 7,
+        "settings": settings,
+        "tau": tau,
+        "num_images": images,
+        "configs": configs,
+    }
+
+
+def make_look(stage: str, number: int) -> dict:
+    quantized = {"stem.weight": 0.25, "stem.activation": 0.125} if stage == "quantized" else {}
+    head = {"stage": stage, "number": number, "key": "k", "steps": quantized, "clip_ratios": quantized}
+    return {**head, "bn_std": {"stem": 1.5}, "gradient_norms": {"stem": 0.3, "head": 0.123456}}
+
+
 class Page(HTMLParser):
-    """Collects elements, attributes, the text of scripts and all other text."""
+    """Collects elements, attributes, the text of scripts and all other text, and checks that elements nest."""
+
+    VOID = ("meta", "link", "input", "br", "img")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -113,17 +156,22 @@ class Page(HTMLParser):
         self.scripts: list[str] = []
         self.texts: list[str] = []
         self._raw = ""
+        self._open: list[str] = []
         self.feed(text)
         self.close()
+        assert self._open == []
 
     def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((name, dict(attrs)))
         self._raw = name if name in ("script", "style") else ""
+        if name not in self.VOID:
+            self._open.append(name)
         if name == "script":
             self.scripts.append("")
 
     def handle_endtag(self, name: str) -> None:
         self._raw = ""
+        assert self._open.pop() == name
 
     def handle_data(self, data: str) -> None:
         if self._raw == "script":
@@ -166,8 +214,18 @@ def test_the_page_tells_the_run(num_objectives: int) -> None:
         "search split (359 images)",
         "looked at only for the points of the front, after selection",
         "1 min 40 s",
+        f"Mean gap over the front: +0.5 points, 95% interval {MINUS}1.0 to +2.0: zero is within it",
+        "tied (p = 0.2)",
+        "differs (p = 0.001)",
+        "Left out: 7 judged subnets cannot tell",
+        "7 random subnets, trained from the supernet's weights, 0.5 times the supernet's epochs, seed 0",
+        "Kendall's tau 0.75, 95% interval 0.50 to 0.90",
+        "scratch 4 2 + 3 1.23 k 90.0 ± 2.0% 90.0 ± 3.0%",
+        "3 looks inside",
+        "not recorded",
     ):
         assert words in page.text
+    assert {"gap-chart", "volume-chart", "inside-chart", "rank-0-chart"} <= set(page.ids())
     assert {"front-chart", "search-chart", "training-chart", "trials", "point", "csv"} <= set(page.ids())
     assert len(page.ids()) == len(set(page.ids()))
     assert len([1 for name, attributes in page.elements if attributes.get("class") == "subnet"]) == 6
@@ -200,10 +258,15 @@ def test_hostile_text_stays_text() -> None:
         exports=exports,
         timings={HOSTILE: 1.0},
         name=HOSTILE,
+        fronts=[front | {"search": HOSTILE}],
+        ties={HOSTILE: {"chosen": 0.5, "next": 0.5}},
+        alone=hostile(run.alone),
+        ranks=hostile(run.ranks),
+        inside=[{name: {HOSTILE: 1.0, f"{HOSTILE}.weight": 1.0} for name in ("steps", "bn_std")} | {"stage": HOSTILE}],
     )
     text = render_html(data)
     page = Page(text)
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
     assert not [attributes for name, attributes in page.elements if name == "img"]
     assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
     assert html.escape(HOSTILE) in text
@@ -234,7 +297,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_scripts() -> None:
         assert "http://" not in script
         assert "https://" not in script
         assert "innerHTML" not in script
-    assert "modeBarButtons:" in own[1], "the default buttons may hold one that sends the chart away"
+    assert "displayModeBar: false" in own[1], "the default buttons may hold one that sends the chart away"
     assert "Plotly" in scripts[-1]
 
 
@@ -247,9 +310,13 @@ def test_an_empty_run_says_so_and_stays_small() -> None:
     assert len(text) < 60_000
 
 
-@pytest.mark.parametrize("part", ["history", "trials", "exports", "front", "timings", "environment", "command"])
+PARTS = ("history", "trials", "exports", "front", "timings", "environment", "command")
+LATER = ("fronts", "ties", "gap", "alone", "ranks", "inside")
+
+
+@pytest.mark.parametrize("part", [*PARTS, *LATER])
 def test_any_part_may_be_missing(part: str, tmp_path: Path) -> None:
-    empty = {"front": {}, "timings": {}, "environment": {}, "command": ""}.get(part, [])
+    empty = {"front": {}, "timings": {}, "environment": {}, "command": "", "ties": {}, "gap": {}}.get(part, [])
     write_report(make_run(**{part: empty}), tmp_path)
 
 
@@ -343,6 +410,63 @@ def test_training_curves() -> None:
     assert curves["random"][0] == pytest.approx(1.2)
     assert curves["smallest"][0] == 1.5
     assert curves["stages"] == [{"name": "float", "start": 1}, {"name": "quantized", "start": 4}]
+
+
+def test_hypervolume_grows_with_the_front_in_the_box_of_what_was_found() -> None:
+    (curve,) = progress(make_run())
+    assert curve["volume"] == sorted(curve["volume"])
+    # accuracy 0.8 to 0.9 in steps of 0.02, bitops 1 to 32 M, each twice the one before
+    steps = [0.2 * i * (2 ** (i + 1) - 2**i) / 31 for i in range(1, 5)] + [0]
+    assert curve["volume"][-1] == pytest.approx(sum(steps))
+    box = {"reference": {"accuracy": 0.0, "bitops": 1e8}, "ideal": {"accuracy": 1.0, "bitops": 0.0}}
+    front = make_run().front | {"hypervolume": {"search": 0.5, "test": 0.25, **box}}
+    data = make_run(front=front, fronts=[front])
+    assert progress(data)[0]["volume"][0] == pytest.approx(0.8 * 0.99)
+    assert "01-evolution 0.500 0.250" in Page(render_html(data)).text
+
+
+def test_the_gap_of_each_point_is_drawn() -> None:
+    points = chart_data(make_run())["points"]
+    half = 1.959964 * (0.01**2 + 0.011**2) ** 0.5
+    assert all(point["gap"] == pytest.approx([0.005, 0.005 - half, 0.005 + half]) for point in points)
+    assert [point["tied"] for point in points] == [True] * 5 + [False]
+
+
+def test_looks_inside_are_sorted_by_quantity_and_layer() -> None:
+    found = quantities(make_run().inside)
+    assert list(found) == [
+        "clip_ratios.weight",
+        "clip_ratios.activation",
+        "steps.weight",
+        "steps.activation",
+        "bn_std",
+        "gradient_norms",
+    ]
+    assert found["steps.weight"] == {"layers": ["stem"], "values": [[None, 0.25, 0.25]]}
+    assert chart_data(make_run())["inside"]["quantities"]["gradient_norms"]["values"][1] == [0.1235] * 3
+    assert quantities([]) == {}
+    assert thinned(list(range(100)), 4) == [0, 33, 66, 99]
+    assert thinned([1, 2], 4) == [1, 2]
+
+
+def test_the_drawing_has_a_bar_a_layer_and_a_frame_a_block() -> None:
+    layers = [
+        make_layer("stem", out_channels=64, w_bits=8),
+        make_layer("stem.out", "quantize"),
+        make_layer("stage1.block1.depthwise", groups=16, stride=2, w_bits=2),
+        make_layer("stage1.block1.project.out", "quantize"),
+        make_layer("a.name.that.is.long.block2.conv", w_bits=32, a_bits=32),
+    ]
+    page = Page(draw_subnet({"key": "k", "layers": layers}))
+    kinds = [a["class"] for name, a in page.elements if name == "rect"]
+    assert kinds == ["frame", "layer", "grid", "frame", "layer", "grid", "frame", "floating"]
+    widths = [float(a["width"]) for name, a in page.elements if name == "rect" and a["class"] == "layer"]
+    assert widths[0] == pytest.approx(2 * widths[1])
+    assert f"3{TIMES}3 dw /2, 16→16, 8{TIMES}8" in page.text
+    assert "W float, A float" in page.text
+    assert "…is.long.block2" in page.text
+    assert [shade(b) for b in (2, 4, 8, 16, "x")] == ["0.00", "0.50", "1.00", "1.00", "1.00"]
+    assert draw_subnet({"key": "k"}) == ""
 
 
 def test_constraints_that_are_bounds() -> None:
