@@ -205,8 +205,8 @@ class OptunaStrategy:
 class TPE(OptunaStrategy):
     """Tree-structured Parzen estimator (Bergstra et al. 2011; several objectives: Ozaki et al. 2022).
 
-    Multivariate (Falkner et al. 2018) unless ``multivariate=false`` is given: knobs drawn one by one take several times as
-    long, and repeat what was asked before so often that most suggestions are lost.
+    Multivariate (Falkner et al. 2018) unless ``multivariate=false`` is given: knobs drawn one by one take several times
+    as long, and repeat what was asked before so often that most suggestions are lost.
     """
 
     sampler = "TPESampler"
