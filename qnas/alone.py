@@ -73,7 +73,7 @@ class AloneSettings:
 
     def _stage(self, stage: StageConfig) -> StageConfig:
         changed: dict[str, Any] = {"w_bits": (), "a_bits": (), "inherit": False}
-        changed["epochs"] = math.ceil(round(self.budget * stage.epochs, 6))  # 1.1 * 10 is a little over 11
+        changed["epochs"] = math.ceil(round(self.budget * stage.epochs, 6))  # 1.1 * 50 is a little over 55
         if self.lr is not None:
             changed["lr"] = self.lr
         if self.start == "supernet" and stage.epochs:

@@ -48,6 +48,12 @@ def test_the_budget_multiplies_epochs_and_rounds_up(budget, epochs):
     assert [stage.epochs for stage in AloneSettings(budget=budget).stages(config(*STAGES))] == epochs
 
 
+def test_a_budget_of_whole_epochs_is_not_rounded_up():
+    assert 1.1 * 50 > 55
+    (stage,) = AloneSettings(budget=1.1).stages(config({**STAGES[0], "epochs": 50}))
+    assert stage.epochs == 55
+
+
 def test_a_learning_rate_is_that_of_all_stages():
     assert [stage.lr for stage in AloneSettings(lr=0.5).stages(config(*STAGES))] == [0.5] * 3
 
