@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from qnas import components
-from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
+from qnas.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from qnas.config import RunConfig, StageConfig
+from qnas.errors import ConfigError
 from qnas.files import write_json
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.supernet import Supernet
@@ -44,7 +45,8 @@ class AloneSettings:
 
     Attributes:
         start: from new weights through all stages of the run (``scratch``), or from the supernet's weights through the
-            last stage again (``supernet``). All stages use the subnet's own bit-widths.
+            last stage again (``supernet``; ranges that this stage trains are not calibrated anew). All stages use the
+            subnet's own bit-widths.
         seed: of weights and batches; splits and calibration images stay the run's.
         budget: epochs of each stage, as a multiple of the supernet's. An epoch shows each image once.
         lr: peak learning rate; ``None`` for each stage's own.
@@ -56,16 +58,27 @@ class AloneSettings:
     lr: float | None = None
 
     def stages(self, config: RunConfig) -> tuple[StageConfig, ...]:
-        """Return the stages to train."""
+        """Return the stages to train.
+
+        Raises:
+            ConfigError: from scratch, none of them trains anything.
+        """
         stages = config.train.all_stages()
-        if self.start == "supernet":
-            stages = stages[-1:]
-        free: dict[str, Any] = {"w_bits": (), "a_bits": (), "inherit": False}
+        if self.start == "scratch" and not any(stage.epochs for stage in stages):
+            raise ConfigError(
+                "No stage of this run trains (all epochs are 0), so a subnet cannot be trained from scratch as the "
+                "supernet was. Start from its weights: --from supernet."
+            )
+        return tuple(self._stage(stage) for stage in (stages[-1:] if self.start == "supernet" else stages))
+
+    def _stage(self, stage: StageConfig) -> StageConfig:
+        changed: dict[str, Any] = {"w_bits": (), "a_bits": (), "inherit": False}
+        changed["epochs"] = math.ceil(round(self.budget * stage.epochs, 6))  # 1.1 * 50 is a little over 55
         if self.lr is not None:
-            free["lr"] = self.lr
-        return tuple(
-            stage.model_copy(update={**free, "epochs": math.ceil(self.budget * stage.epochs)}) for stage in stages
-        )
+            changed["lr"] = self.lr
+        if self.start == "supernet" and stage.epochs:
+            changed["calibrator"] = None
+        return stage.model_copy(update=changed)
 
 
 class _Only:
@@ -83,9 +96,13 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
     """Train one subnet by itself with the run's data, stages and evaluator; go on where it was stopped.
 
     Returns:
-        What ``result.json`` holds: the settings; ``metrics`` and ``standard_error`` by split; ``correct``, which
-        images were answered right, as packed bits in hexadecimal; ``image_passes`` in units of the run's largest
-        subnet, as the supernet's training counts them.
+        What ``result.json`` holds: the settings; ``metric``, the task's; ``metrics`` and ``standard_error`` by split;
+        ``correct``, which images were answered right, as packed bits in hexadecimal; ``image_passes`` in units of the
+        run's largest subnet, as the supernet's training counts them.
+
+    Raises:
+        ConfigError: from scratch, no stage would train anything.
+        StoreError: it starts from the supernet, which is not trained to the end.
     """
     key = run.space.key(sample)
     folder = alone_directory(run.store.path, key, settings)
@@ -107,24 +124,30 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         started=started,
     )
     _train(trainer, folder, processes)
-    evaluator = components.build_evaluator(
-        run.registry, run.config, supernet.cpu().eval(), run.data, f"{FOLDER}/{folder.name}", processes.device
-    )
-    set_stage_mode(supernet, trainer.stages[-1])
-    result: dict[str, Any] = {"key": key, "sample": pinned.highest(), **asdict(settings), "id": folder.name}
+    result = {"key": key, "sample": pinned.highest(), **asdict(settings), "id": folder.name}
     result["stages"] = [{"name": s.name, "epochs": s.epochs, "lr": s.lr} for s in trainer.stages]
     result["image_passes"] = trainer.progress.image_passes * _relative_macs(run.space, pinned)
+    result.update(_judge(run, trainer, pinned.highest(), f"{FOLDER}/{folder.name}", processes.device))
+    if processes.leader:
+        write_json(folder / "result.json", result)
+    return result
+
+
+def _judge(run: Run, trainer: Trainer, sample: Sample, stage: str, device: torch.device) -> dict[str, Any]:
+    """Return what the run's evaluator says of the trained subnet, by split."""
+    supernet = trainer.supernet.cpu().eval()
+    set_stage_mode(supernet, trainer.stages[-1])
+    evaluator = components.build_evaluator(run.registry, run.config, supernet, run.data, stage, device)
+    result: dict[str, Any] = {"metric": evaluator.task.metric}
     for name in ("metrics", "standard_error", "num_images", "correct"):
         result[name] = {}
     for split in ("search", "test"):
-        evaluation = evaluator.evaluate(pinned.highest(), split)
+        evaluation = evaluator.evaluate(sample, split)
         score = evaluation.metrics[evaluator.task.metric]
         result["metrics"][split] = evaluation.metrics
         result["standard_error"][split] = standard_error(score, evaluation.num_images)
         result["num_images"][split] = evaluation.num_images
         result["correct"][split] = evaluation.packed().hex()
-    if processes.leader:
-        write_json(folder / "result.json", result)
     return result
 
 
@@ -176,7 +199,7 @@ def _train(trainer: Trainer, folder: Path, processes: Processes) -> None:
     latest = processes.share(found[-1] if found else None)
     if latest is not None:
         load_checkpoint(trainer, latest)
-    processes.share(None)
+    processes.share(None)  # all have read the checkpoint that the leader is about to replace
     keep_records(trainer, [path.parent for path in paths])
 
     def save(trainer: Trainer) -> None:
@@ -185,8 +208,7 @@ def _train(trainer: Trainer, folder: Path, processes: Processes) -> None:
             save_checkpoint(trainer, paths[progress.stage if progress.epoch else progress.stage - 1])
 
     trainer.run(save)
-    processes.share(None)
-    assert read_progress(paths[-1]).stage == len(paths) or not processes.leader
+    processes.share(None)  # the last checkpoint is there for all to read
 
 
 def _relative_macs(space: SearchSpace, pinned: SearchSpace) -> float:

@@ -36,7 +36,7 @@ class Probe:
         Args:
             found: receives ``steps`` (mean step size), ``clip_ratios`` (share of values beyond the grid; those that a
                 ReLU cuts do not count), both by ``site.role``, and ``bn_std`` (mean over channels of the batch's
-                standard deviation), by layer.
+                standard deviation), by layer; layers whose normalisation is folded in training are left out of it.
         """
         steps: dict[str, Tensor] = {}
         clipped: dict[str, Tensor] = {}

@@ -11,6 +11,22 @@ from qnas.errors import ConfigError
 FOLDER = "tensorboard"
 
 
+def load_writer() -> Any:
+    """Return the class that writes events.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard needs the package tensorboard, which is not installed. "
+            "Install it (pip install tensorboard), or leave the flag out."
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoardRecorder:
     """Writes losses, gradient norms, quantizers' steps and clip ratios, batch deviations and trials.
 
@@ -22,14 +38,7 @@ class TensorBoardRecorder:
     """
 
     def __init__(self, run: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "--tensorboard needs the package tensorboard, which is not installed. "
-                "Install it (pip install tensorboard), or leave the flag out."
-            ) from error
-        self._writer = SummaryWriter(str(run / FOLDER))
+        self._writer = load_writer()(str(run / FOLDER))
         self._step = 0
 
     def record(self, event: str, values: Mapping[str, Any]) -> None:

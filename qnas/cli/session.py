@@ -68,6 +68,10 @@ def open_session(
         return
     for broken in registry.broken:
         click.echo(f"Warning: plugin {broken.owner} is set aside: {broken.reason}", err=True)
+    if params.get("tensorboard"):
+        from qnas.tensorboard import load_writer
+
+        load_writer()  # what is missing is said before a directory is made
     recorder = console.make_recorder(quiet)
     run = _open(registry, params, recorder)
     board = None

@@ -34,7 +34,8 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
         if as_json:
             console.print_json({"run": str(path), "history": progress.history})
             return
-        last = progress.history[-1]
         click.echo(f"Trained: {path}")
-        click.echo(f"Last epoch ({last['stage']}): " + ", ".join(f"{loss:.3f}" for loss in last["losses"]))
+        if progress.history:  # else no stage had an epoch: quantizers were started, nothing more
+            last = progress.history[-1]
+            click.echo(f"Last epoch ({last['stage']}): " + ", ".join(f"{loss:.3f}" for loss in last["losses"]))
         click.echo(f"Next: qnas search {path}")

@@ -32,7 +32,7 @@ class NSGA2:
         population: survivors, and children of a generation.
         crossover_probability: of a pair of parents.
         crossover_eta, mutation_eta: distribution indices; small ones make far children.
-        mutation_probability: of each knob; one knob in the mean by default.
+        mutation_probability: of each knob; one knob a child in the mean by default.
         extremes: whether the first generation holds the largest and the smallest subnet.
     """
 
@@ -59,7 +59,7 @@ class NSGA2:
         self.population = population
         self.extremes = extremes
         self._crossover = {"prob": crossover_probability, "eta": crossover_eta}
-        self._mutation = {"prob_var": mutation_probability, "eta": mutation_eta}
+        self._mutation = {"prob": 1.0, "prob_var": mutation_probability, "eta": mutation_eta}  # prob: of a child
         self._generation = 0
         self._survivors: list[Trial] = []
         self._children: list[Trial] = []

@@ -13,8 +13,14 @@ from qnas.plugins import load_registry
 REGISTRY = load_registry()
 
 
+SLOW = {"optuna:gp"}  # a quick check of these is in tests/unit
+
+
 def of(kind):
-    return [pytest.param(c, id=c.spec.name) for c in REGISTRY.components(kind)]
+    return [
+        pytest.param(c, id=c.spec.name, marks=[pytest.mark.slow] if c.spec.name in SLOW else [])
+        for c in REGISTRY.components(kind)
+    ]
 
 
 def test_every_kind_has_a_component_and_a_check():

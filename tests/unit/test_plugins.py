@@ -14,16 +14,19 @@ from qnas.plugins import load_registry
 
 BUILT_IN = {
     "space": {"mbv1", "mbv2", "mbv3", "resnet18", "resnet20", "resnet50"},
-    "quantizer": {"lsq"},
-    "sampler": {"sandwich"},
+    "quantizer": {"lsq", "minmax"},
+    "sampler": {"sandwich", "uniform"},
     "supervision": {"hard", "inplace-distillation"},
-    "calibrator": {"bn"},
-    "strategy": {"evolution", "random"},
+    "calibrator": {"bn", "minmax", "percentile", "mse", "entropy"},
+    "strategy": {
+        *("evolution", "nsga2", "random"),
+        *("optuna:tpe", "optuna:gp", "optuna:nsgaii", "optuna:nsgaiii", "optuna:qmc"),
+    },
     "cost": {"macs", "bitops", "size_bytes"},
     "dataset": {"digits", "files"},
     "task": {"classification"},
     "device": {"onnxruntime"},
-    "recipe": {"ofa-evolution"},
+    "recipe": {"ofa-evolution", "ptq"},
 }
 
 
@@ -232,8 +235,11 @@ def test_a_wrong_component_sets_its_plugin_aside(spec, part):
 def test_unknown_names_come_with_the_nearest_and_all(registry):
     with pytest.raises(PluginError) as error:
         registry.find("strategy", "evolutoin")
+    names = registry.names("strategy")
+    assert names == sorted(names)
+    assert {"evolution", "nsga2", "optuna:tpe", "random"} <= set(names)
     assert str(error.value) == (
-        "The strategy 'evolutoin' does not exist. Did you mean 'evolution'? Allowed: evolution, random. "
+        f"The strategy 'evolutoin' does not exist. Did you mean 'evolution'? Allowed: {', '.join(names)}. "
         "List them with `qnas plugins --kind strategy`."
     )
     with pytest.raises(PluginError, match=r"'zzz' does not exist\. Allowed"):

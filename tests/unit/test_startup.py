@@ -13,7 +13,7 @@ from qnas.cli import COMMANDS
 
 HEAVY = (
     *("torch", "numpy", "pydantic", "sklearn", "onnx", "onnxruntime", "nni", "matplotlib", "plotly", "scipy"),
-    *("PIL", "pyarrow", "datasets"),
+    *("PIL", "pyarrow", "datasets", "pymoo", "optuna", "lightning_fabric", "tensorboard"),
 )
 QNAS = Path(sys.executable).with_name("qnas")
 DRIVER = """
