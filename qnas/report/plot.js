@@ -67,8 +67,9 @@ const Page = (() => {
     place(name).after(tools);
   }
 
+  /* At once, before the page is painted; Plotly's own answer to a resize waits. */
   const watcher = new ResizeObserver((changed) => changed.forEach(({ target }) => {
-    if (target._fullLayout && target._fullLayout.width !== target.clientWidth) Plotly.Plots.resize(target);
+    if (target._fullLayout && target._fullLayout.width !== target.clientWidth) Plotly.relayout(target, { autosize: true });
   }));
   function draw(name, traces, extra) {
     const fresh = !place(name)._fullLayout;

@@ -14,6 +14,7 @@ from qnas.report.formats import (
     bits,
     count,
     heading,
+    label,
     metric,
     p_value,
     percent,
@@ -103,7 +104,7 @@ def volumes_table(data: ReportData) -> Markup:
         values = [number(found, split) for split in ("search", "test")]
         shown = [tag("td", "not recorded" if v is None else f"{v:.3f}", class_="num") for v in values]
         bounds = "; ".join(
-            f"{name} {metric(name, number(found.get('reference'), name), data.score)} to "
+            f"{label(name)} {metric(name, number(found.get('reference'), name), data.score)} to "
             f"{metric(name, number(found.get('ideal'), name), data.score)}"
             for name in found.get("reference") or {}
         )
