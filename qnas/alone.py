@@ -44,9 +44,9 @@ class AloneSettings:
     """How a subnet is trained by itself.
 
     Attributes:
-        start: from new weights through all stages of the run (``scratch``), or from the supernet's weights through the
-            last stage again (``supernet``; ranges that this stage trains are not calibrated anew). All stages use the
-            subnet's own bit-widths.
+        start: as the supernet began, from new weights (or the run's initial ones, ``train.init``) through all stages
+            (``scratch``), or from the supernet's weights through the last stage again (``supernet``; ranges that this
+            stage trains are not calibrated anew). All stages use the subnet's own bit-widths.
         seed: of weights and batches; splits and calibration images stay the run's.
         budget: epochs of each stage, as a multiple of the supernet's. An epoch shows each image once.
         lr: peak learning rate; ``None`` for each stage's own.
@@ -186,6 +186,8 @@ def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneS
             for layer in convolutions:
                 if layer.spec is not None:
                     layer.initialise(layer.spec.out_channels, layer.spec.kernel_size)
+        if run.config.train.init is not None:
+            run.load_initial(supernet)
     for layer in convolutions:  # a net by itself has no transforms of kernels: they stay at what they are
         layer.transforms.requires_grad_(False)
     return supernet

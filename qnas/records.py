@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class RecordFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(line + "\n" for line in self._lines)
+                file.flush()
+                os.fsync(file.fileno())  # the checkpoint that follows stands for these lines, too
             self._lines = []
 
     def go_on(self, stage: str, first_epoch: int) -> None:

@@ -264,14 +264,14 @@ class Run:
             if latest is not None:
                 load_checkpoint(trainer, latest)
             elif self.config.train.init is not None:
-                self._load_initial(supernet)
+                self.load_initial(supernet)
             self.processes.share(None)  # all have read the checkpoint that the leader is about to replace
             keep_records(trainer, [path.parent for path in self.checkpoints()])
             trainer.run(self._save)
             self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
 
-    def _load_initial(self, supernet: Supernet) -> None:
+    def load_initial(self, supernet: Supernet) -> None:
         """Start from the file that the run was made with.
 
         Raises:

@@ -184,10 +184,11 @@ class Trainer:
         if self.progress.epoch == 0:
             self.supernet.connect(Ranks())  # every process starts from the same images, so each has the whole batch
             set_stage_mode(self.supernet, stage)
-            if new:
-                self._start_quantizers(new)
-            if stage.calibrator:
-                self._calibrate(stage)
+            with self.supernet.keeping_statistics():
+                if new:
+                    self._start_quantizers(new)
+                if stage.calibrator:
+                    self._calibrate(stage)
             if stage.inherit and earlier:
                 self._inherit(earlier[-1], stage)
         self.supernet.connect(self.processes.ranks)

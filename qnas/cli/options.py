@@ -343,7 +343,7 @@ def alone_options(function: F) -> F:
             type=click.Choice(["scratch", "supernet"]),
             default="scratch",
             show_default=True,
-            help="New weights and all stages, or the supernet's weights and the last stage.",
+            help="New (or --init's) weights and all stages, or the supernet's weights and the last stage.",
         ),
     ):
         function = option(function)

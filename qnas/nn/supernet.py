@@ -167,6 +167,17 @@ class Supernet(nn.Module):
                 module.mode = self._modes["activation"]
 
     @contextmanager
+    def keeping_statistics(self) -> Iterator[None]:
+        """Leave the running statistics of batch normalisation as they were before."""
+        buffers = [b for m in self.modules() if isinstance(m, ElasticBatchNorm) for b in m.buffers()]
+        kept = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
+
+    @contextmanager
     def observing(self, observe: Observe, roles: Sequence[str] = ROLES) -> Iterator[None]:
         """Show ``observe`` what arrives at the quantizers of these roles in forward passes, which stay in float."""
         modes = dict(self._modes)

@@ -20,6 +20,7 @@ from qnas.rng import generator, integer_seed
 from qnas.space import Indices, Sample
 
 TRIES = 10  # suggestions in search of a subnet that was not asked before
+NEIGHBOURS = 20  # of a suggestion that was asked before, each with one knob drawn anew
 DRAWS = 500  # random subnets that are looked through when no suggestion is new
 SEQUENCE = "qmc:"  # under names that begin so, Optuna keeps with a study where its quasi-random sequence stands
 
@@ -139,7 +140,7 @@ class OptunaStrategy:
             rng = generator(self.problem.seed, "optuna-repair", self._suggested)
             if attempt < TRIES:
                 row, notes = self._suggest_row()
-                rows = self.problem.repair(row, rng)
+                rows = self.problem.repair(np.concatenate([row, self._neighbours(row, rng)]), rng)
             else:
                 rows, notes = self.problem.draw(rng, DRAWS), {}
             self._suggested += 1
@@ -150,6 +151,14 @@ class OptunaStrategy:
                     self._notes[key] = notes
                     return sample
         return None
+
+    def _neighbours(self, row: Indices, rng: np.random.Generator) -> Indices:
+        """Return rows that differ from ``row`` in one knob, to take where it was asked before; none for a sequence."""
+        count = 0 if self.sequential else NEIGHBOURS
+        rows = np.repeat(row, count, axis=0)
+        column = rng.integers(row.shape[1], size=count)
+        rows[np.arange(count), column] = self.problem.space.draw(rng, count)[np.arange(count), column]
+        return rows
 
     def _suggest_row(self) -> tuple[Indices, dict[str, Any]]:
         """Return the sampler's next suggestion, ``[1, num_knobs]`` positions, and its notes on it."""

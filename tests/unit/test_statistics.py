@@ -56,6 +56,15 @@ def test_the_interval_of_tau_covers_as_often_as_it_says():
     assert 0.90 < hits / 400 < 0.98
 
 
+def test_a_perfect_order_is_not_certain():
+    few, many = kendall(range(6), range(6)), kendall(range(40), range(40))
+    assert (few.value, few.high, many.value, many.high) == pytest.approx((1.0,) * 4)
+    assert -1.0 < few.low < 0.7
+    assert 0.95 < many.low < 1.0
+    turned = kendall(range(6), range(6)[::-1])
+    assert (turned.low, turned.high) == pytest.approx((-1.0, -few.low))
+
+
 def test_a_ranking_without_order_says_nothing():
     found = kendall([1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0])
     assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)

@@ -457,3 +457,13 @@ def test_a_stage_may_quantize_activations_alone(make_trainer):
 def test_a_stage_cannot_ask_for_bits_that_the_space_lacks(make_trainer):
     with pytest.raises(ConfigError, match="cannot be restricted to w_bits"):
         make_trainer((Stage("six", 1, 0.01, True, w_bits=(6,)),)).run(lambda t: None)
+
+
+def test_a_stage_that_only_starts_quantizers_leaves_running_statistics(make_trainer):
+    trainer = make_trainer((Stage("only", 0, 0.01, True),))
+    before = {name: value.clone() for name, value in trainer.supernet.state_dict().items() if ".bn." in name}
+    steps = {name: p.clone() for name, p in trainer.supernet.named_parameters() if "log_steps" in name}
+    trainer.run(lambda _: None)
+    after = trainer.supernet.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert any(not torch.equal(after[name], value) for name, value in steps.items())
