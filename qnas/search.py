@@ -131,10 +131,7 @@ class Search:
         space = self.evaluator.supernet.space
         key = space.key(sample)
         if evaluation is None:
-            stored = self.store.cached(cache_key)
-            assert stored is not None
-            # A cost model that was installed since then is not among the stored metrics.
-            metrics = {**stored[0], **sample_costs(space, self.evaluator.costs, sample)}
+            metrics = _stored_metrics(self.store, self.evaluator, sample, cache_key)
         else:
             metrics = evaluation.metrics
         trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
@@ -230,8 +227,14 @@ def measure(
         for (sample, key), evaluation in zip(new, found, strict=True):
             name = evaluator.supernet.space.key(sample)
             store.put_evaluation(key, name, split, evaluation.metrics, evaluation.num_images, evaluation.packed())
-    stored = [store.cached(key) for key in keys]
-    return [entry[0] for entry in stored if entry is not None]
+    return [_stored_metrics(store, evaluator, sample, key) for sample, key in zip(samples, keys, strict=True)]
+
+
+def _stored_metrics(store: RunDirectory, evaluator: Evaluator, sample: Sample, cache_key: str) -> dict[str, float]:
+    """Return stored metrics, with the costs of models that were installed since then."""
+    stored = store.cached(cache_key)
+    assert stored is not None
+    return {**stored[0], **sample_costs(evaluator.supernet.space, evaluator.costs, sample)}
 
 
 def choose(points: Sequence[Trial], metric: str, objectives: Sequence[Objective]) -> Trial:

@@ -89,9 +89,10 @@ class ElasticConv(nn.Module):
         """Draw the weights for a layer of this size (He et al. 2015; the fan-out of one channel where depthwise)."""
         if self.linear:
             nn.init.normal_(self.weight, 0.0, 0.01)
-        else:
-            fan_out = (1 if self.depthwise else out_channels) * kernel**2
-            nn.init.normal_(self.weight, 0.0, (2.0 / fan_out) ** 0.5)
+            return
+        nn.init.normal_(self.weight, 0.0, (2.0 / (out_channels * kernel**2)) ** 0.5)
+        if self.depthwise:  # drawn anew, so that a seed's weights are those of earlier versions
+            nn.init.normal_(self.weight, 0.0, (2.0 / kernel**2) ** 0.5)
 
     def activate(self, active: ActiveSubnet) -> None:
         """Take up the active subnet's description of this layer."""

@@ -248,7 +248,58 @@ def test_asymmetric_weights_are_integers_too(tmp_path, bits, per_channel):
     assert not {"Conv", "Gemm", "MatMul"} & set(executed), executed
     report = verify(subnet, summary.path, device(), judge.images("test", SIZE), judge.data.test.labels, task=judge.task)
     assert report.passed, report.failures
-    assert report.identical > 0.95
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+def test_a_convolution_with_zero_points_is_the_integer_sum(tmp_path, bits, groups):
+    """Codes of one layer against exact integers: a sum over (x - zx)(c - zc), plus the bias, rounded once."""
+    rng = torch.Generator().manual_seed(bits)
+    channels, levels = 6, 2**bits - 1
+    zero_points = torch.linspace(0, levels, channels).round().to(torch.int64)
+    scales = torch.rand(channels, generator=rng) * 0.02 + 0.01
+    weight_grid = AffineGrid(scales, zero_points, 0, levels, 0)
+
+    class Asymmetric(_Given):
+        def export(self, ctx):
+            return weight_grid
+
+    codes = torch.randint(0, levels + 1, (channels, channels // groups, 3, 3), generator=rng)
+    factor = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, 1.0])  # of batch normalisation: some signs turn
+    reach = 40 if groups == 1 else 16
+    wanted = grid(float(scales.mean()) * levels * 0.05 * reach, zero_point=120)
+    conv = SubnetLayer(
+        LayerSpec("conv", "conv", channels, channels, 3, 3, groups, 1, bits, 8, True),
+        weight_grid.decode(codes), torch.randn(channels, generator=rng), None,
+        GridQuantize("conv", grid(0.05, zero_point=90), relu=False), GridQuantize("conv.out", wanted, relu=False),
+        Asymmetric(bits), SiteContext(bits, channels), folds=False,
+    )  # fmt: skip
+    conv.channel_scale = factor
+    conv.weight = conv.weight * factor.reshape(-1, 1, 1, 1)
+    same = layer(  # hands every code on, for the output of a model has two dimensions
+        "same", torch.eye(channels).long()[:, :, None, None] * 100, [1.0] * channels, [0.0] * channels, kind="linear",
+        output=GridQuantize("same.out", wanted, relu=False),
+    )  # fmt: skip
+    subnet = round_biases(Subnet({}, 3, (), nn.Sequential(conv, same)).fold())
+    path = str(tmp_path / "m.onnx")
+    export_onnx(subnet, path, metadata={})
+    executed = device().operators(path)
+    assert executed["QLinearConv"] == 1
+    x = torch.randint(0, 256, (256, channels, 3, 3), generator=rng)
+    found = torch.from_numpy(device().run(path, ((x - 90) * np.float32(0.05)).float().numpy(), 256)) / wanted.scale
+    products = torch.nn.functional.conv2d(
+        (x - 90).double(),
+        (codes - zero_points.reshape(-1, 1, 1, 1)).double(),
+        stride=3,
+        padding=1,
+        groups=groups,
+    )[:, :, 0, 0]
+    exact = (products * 0.05 * (scales * factor).double() + conv.bias.double()) / wanted.scale.double()
+    near_tie = ((exact - exact.floor()) - 0.5).abs() < 1e-4
+    want = exact.round().clamp(-120, 135)
+    torch.testing.assert_close(found.double().round()[~near_tie], want[~near_tie], rtol=0, atol=0)
+    assert near_tie.double().mean() < 0.01
+    assert 5 < exact.std() < 100
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

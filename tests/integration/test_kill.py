@@ -359,8 +359,8 @@ def test_killed_at_random(reference, tmp_path):
         time.sleep(share * reference.rest)
         os.kill(process.pid, signal.SIGKILL)
         code, _, errors = finish(process)
-        if number and code == 0:
-            break  # a fast machine was done before the second blow
+        if code == 0:
+            break  # the machine was faster than when the reference was timed
         assert code == -signal.SIGKILL, errors
     qnas(tmp_path)
     reference.assert_equals(tmp_path / "run")
