@@ -278,4 +278,10 @@ def _sentence(error: ValidationError) -> str:
             model = field.annotation if field is not None else model
         names = list(getattr(model, "model_fields", {}))
         return unknown_name("The setting", path, names, "Correct the TOML file or --set.")
-    return f"The setting {path} cannot be {first['input']!r}: {first['msg']}. Correct it in the TOML file or its flag."
+    reason = _plain(first["msg"])
+    return f"The setting {path} cannot be {first['input']!r}: {reason}. Correct it in the TOML file or its flag."
+
+
+def _plain(message: str) -> str:
+    """Return pydantic's message in the words of a TOML file."""
+    return message.replace("a valid tuple", "a list, such as [1, 2]")

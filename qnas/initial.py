@@ -145,6 +145,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: it is missing, damaged, of another kind, or holds anything but tensors.
     """
+    if path.is_dir():
+        raise _unreadable(path, "it is a folder (a run's weights are in stages/NN-name/checkpoint.safetensors)")
     if not path.is_file():
         raise _unreadable(path, "there is no such file")
     if path.suffix not in (SAFETENSORS, *PICKLES):
@@ -254,8 +256,8 @@ def _own_targets(supernet: Supernet, tensors: Mapping[str, Tensor], path: Path) 
     if odd:
         raise ConfigError(
             f"The checkpoint {path} is of another network than space {supernet.space.name!r} with these options: only "
-            f"one of the two has {_some(odd)}. Give the options of the run that it is from (its config.toml), depths "
-            "above all; kernels, expansions, widths, bit-widths and classes may differ."
+            f"one of the two has {_some(odd)}. Give the space and the options of the run that it is from (its "
+            "config.toml), depths above all; kernels, expansions, widths, bit-widths and classes may differ."
         )
     return {
         name: _Target(name, f"model.{name}", name in classes, resizable=".transforms." not in name) for name in ours

@@ -161,7 +161,8 @@ class Search:
             reached = ", ".join(f"{name}={nearest.metrics[name]:g}" for name in names)
             raise ConstraintError(
                 f"None of {len(self.trials)} judged subnets meets {', '.join(map(str, self.constraints))}; "
-                f"the closest, {nearest.key}, has {reached}. Loosen the constraint, or raise --evaluations."
+                f"the closest, {nearest.key}, has {reached}. Loosen the constraint, or "
+                f"judge more subnets of the trained supernet: `qnas search {self.store.path} --evaluations N`."
             )
         return found
 

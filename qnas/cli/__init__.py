@@ -77,7 +77,7 @@ def main() -> None:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped. `qnas run --resume RUN` goes on where it was.", err=True)
+        click.echo("Stopped before the run was open: give the same command again.", err=True)
         code = 130
     except BrokenPipeError:
         sys.stderr.close()

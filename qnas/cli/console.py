@@ -44,9 +44,12 @@ class LineRecorder:
         if event == "init":
             text = f"init: {values['summary']}"
         elif event == "stage":
-            text = f"train: stage {values['name']}, {values['epochs']} epochs of {values['steps']} steps"
+            length = (
+                f"{values['epochs']} epochs of {values['steps']} steps" if values["epochs"] else "sets ranges alone"
+            )
+            text = f"train: stage {values['name']}, {length}"
         elif event == "epoch":
-            text = f"train: {values['stage']} epoch {values['epoch'] + 1}, {_losses(values['losses'])}"
+            text = f"train: {values['stage']} epoch {values['epoch'] + 1}, {losses(values['losses'])}"
         elif event == "search":
             self._total = values["evaluations"]
             text = f"search: {values['name']}, {self._total} evaluations"
@@ -114,7 +117,7 @@ class ProgressRecorder:
         elif event == "stage":
             self._begin(f"{self._prefix}train {values['name']}", values["epochs"] * values["steps"])
         elif event == "step":
-            self._advance(_losses(values["losses"]), "steps")
+            self._advance(losses(values["losses"]), "steps")
         elif event == "search":
             self._begin(f"search {values['name']}", values["evaluations"])
         elif event == "trial":
@@ -126,7 +129,8 @@ class ProgressRecorder:
             self.close()
 
 
-def _losses(losses: list[float]) -> str:
+def losses(losses: list[float]) -> str:
+    """Return the losses of a step's subnets in words; the sandwich puts the largest first and the smallest last."""
     if len(losses) == 1:
         return f"loss {losses[0]:.3f}"
     return f"loss {losses[0]:.3f} largest, {losses[-1]:.3f} smallest"

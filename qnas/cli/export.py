@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qnas.cli.options import output_options
+from qnas.cli.options import output_options, refuse_both
 
 
 @click.command("export")
@@ -27,6 +27,7 @@ def command(quiet: bool, as_json: bool, config: str | None, whole_front: bool, *
     from qnas.cli import console
     from qnas.cli.session import open_session
 
+    refuse_both(config, whole_front)
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run
         samples = run.front_samples() if whole_front else [run.resolve(config)]

@@ -213,8 +213,13 @@ FILES = "files"  # the data set that a path stands for
 
 
 def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the given flags stand for, by path; those not given are left out."""
+    """Return the settings that the given flags stand for, by path; those not given are left out.
+
+    Raises:
+        ConfigError: ``--set`` and a flag give one setting two values.
+    """
     from qnas.config import parse_setting
+    from qnas.errors import ConfigError
 
     found: dict[str, Any] = {}
     for name, (paths, _, _, _) in _FLAGS.items():
@@ -229,6 +234,10 @@ def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
             found[prefix + path] = value
     for text in params.get("settings") or ():
         path, value = parse_setting(text)
+        if path in found and found[path] != value:
+            raise ConfigError(
+                f"--set gives {path} the value {value!r}, and another flag {found[path]!r}. Leave one of them out."
+            )
         found[path] = value
     for flag in ("weight_quantizer", "act_quantizer"):  # the narrower flag wins over --quantizer
         if params.get(flag) is not None:
@@ -305,9 +314,11 @@ def refuse_changes(registry: Registry, stored: RunConfig, params: Mapping[str, A
     old = flat(stored.model_dump(mode="json", exclude_none=True))
     for name, value in data_settings(registry, flag_settings(params)).items():
         if old.get(name) != value:
+            searching = name.startswith("search.")
+            other = f"use `qnas search {path}` with it" if searching else "start a new run with another --out"
             raise ConfigError(
                 f"--resume cannot change {name}: the run in {path} has {old.get(name)!r}, given is {value!r}. "
-                "Leave the flag out, or start a new run with another --out."
+                f"Leave the flag out, or {other}."
             )
 
 
@@ -359,6 +370,12 @@ def alone_settings(config: RunConfig, params: Mapping[str, Any]) -> AloneSetting
     if budget <= 0 or (lr is not None and lr <= 0):
         raise ConfigError(f"--budget and --lr must be over 0; given: budget {budget}, lr {lr}. Correct them.")
     return AloneSettings(params["start"], config.seed if seed is None else seed, budget, lr)
+
+
+def refuse_both(config: str | None, every: bool) -> None:
+    """Raise ``UsageError`` where one subnet is named and all are wanted."""
+    if config is not None and every:
+        raise click.UsageError(f"--config {config} names one subnet, --all takes every one. Leave one of them out.")
 
 
 def start_options(function: F) -> F:

@@ -37,5 +37,5 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
         click.echo(f"Trained: {path}")
         if progress.history:  # else no stage had an epoch: quantizers were started, nothing more
             last = progress.history[-1]
-            click.echo(f"Last epoch ({last['stage']}): " + ", ".join(f"{loss:.3f}" for loss in last["losses"]))
+            click.echo(f"Last epoch ({last['stage']}): {console.losses(last['losses'])}")
         click.echo(f"Next: qnas search {path}")

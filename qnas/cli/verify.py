@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qnas.cli.options import output_options
+from qnas.cli.options import output_options, refuse_both
 from qnas.errors import QnasError
 
 
@@ -29,6 +29,7 @@ def command(quiet: bool, as_json: bool, config: str | None, exported: bool, **pa
     from qnas.cli import console
     from qnas.cli.session import open_session
 
+    refuse_both(config, exported)
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run
         samples = run.exported_samples() if exported else [run.resolve(config)]

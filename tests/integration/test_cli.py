@@ -554,3 +554,10 @@ def test_a_run_in_use_is_refused(copied, qnas):
 
     with RunDirectory(copied):
         refused(qnas("report", copied), "in use by another qnas process")
+
+
+def test_flags_that_contradict_one_another_are_refused(qnas):
+    refused(qnas("run", "--seed", "1", "--set", "seed=2"), "--set", "seed", "2", "1", "Leave one of them out")
+    for command in ("export", "verify"):
+        refused(qnas(command, "run", "--all", "--config", "largest"), "--config largest", "--all")
+    assert not list(Path.cwd().iterdir())

@@ -261,7 +261,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
     Path("garbage.pth").write_bytes(b"hello, I am no network")
     cases = [
         (Path("missing.pth"), "there is no such file"),
-        (Path("folder.pth"), "there is no such file"),
+        (Path("folder.pth"), "it is a folder"),
         (Path("other.onnx"), "allowed: .safetensors"),
         (damaged(saved(network, Path("half.pth"))), "damaged"),
         (damaged(Path("old.pth")), "damaged"),
