@@ -2,7 +2,7 @@
 
     python benchmarks/reproduce/oqat.py --data CIFAR10 --work FOLDER [--seeds 0,1,2] [--quick]
 
-Space mbv2 at width 0.25 (a stem of 8 channels), 32 pixels, 10,000 training images of CIFAR-10. From one float
+Space mbv2 at width 0.25 (a stem of 8 channels), kernels 3 and 5, expansions 3 and 6, 1 or 2 blocks a stage, 32 pixels, 10,000 training images of CIFAR-10. From one float
 supernet a seed, three ways to 2 bits at equal MAC-weighted image passes:
 
 - ``direct``: 2 bits from the float weights;
@@ -26,6 +26,7 @@ from qnas.run import Run
 from qnas.statistics import mean_interval
 
 ARMS = ("direct", "inherit", "restart")
+SPACE = {"width": 0.25, "kernels": [3, 5], "expansions": [3, 6], "depths": [1, 2]}
 SUBNETS = 20  # random ones, besides the largest and the smallest
 
 
@@ -50,7 +51,7 @@ def base(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "seed": seed,
         "threads": 1,
         "data": data,
-        "space": {"name": "mbv2", "options": {"width": 0.25}},
+        "space": {"name": "mbv2", "options": SPACE},
         "quantization": {
             "w_bits": [2, 3, 4],
             "a_bits": [2, 3, 4],
