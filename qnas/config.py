@@ -70,6 +70,7 @@ class StageConfig(_Section):
     w_bits: tuple[int, ...] = ()
     a_bits: tuple[int, ...] = ()
     inherit: bool = False
+    restart: bool = False
     calibrator: str | None = None
 
 

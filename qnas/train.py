@@ -38,6 +38,7 @@ class Stage:
         roles: which quantizers ``quantize`` speaks of: ``weight``, ``activation`` or both.
         w_bits, a_bits: bit-widths that the stage's subnets are drawn from; empty for all of the space.
         inherit: start bit-widths that no earlier stage trained from the lowest one of the stage before (OQAT).
+        restart: start the quantizers from data anew, though an earlier stage trained them.
         calibrator: name of what sets ranges at the stage's start; ``None`` for each quantizer's own rule.
     """
 
@@ -49,6 +50,7 @@ class Stage:
     w_bits: tuple[int, ...] = ()
     a_bits: tuple[int, ...] = ()
     inherit: bool = False
+    restart: bool = False
     calibrator: str | None = None
 
     @property
@@ -180,7 +182,7 @@ class Trainer:
         self.view = stage.view(self.supernet.space)
         earlier = self.stages[: self.progress.stage]
         known = {*self.started, *(role for s in earlier for role in s.quantized_roles)}
-        new = [role for role in stage.quantized_roles if role not in known]
+        new = [role for role in stage.quantized_roles if stage.restart or role not in known]
         if self.progress.epoch == 0:
             self.supernet.connect(Ranks())  # every process starts from the same images, so each has the whole batch
             set_stage_mode(self.supernet, stage)

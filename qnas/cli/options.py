@@ -100,6 +100,15 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--per-channel/--per-tensor",),
         {"help": "One weight step an output channel, or one a tensor."},
     ),
+    "step_sharing": (
+        ("quantization.weight_options.sharing", "quantization.act_options.sharing"),
+        MODEL,
+        ("--step-sharing",),
+        {
+            "type": click.Choice(["bits", "conv", "kernel"]),
+            "help": "What shares one step of lsq, beyond width and depth.",
+        },
+    ),
     "negative": (
         ("quantization.act_options.negative",),
         MODEL,

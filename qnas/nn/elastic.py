@@ -123,7 +123,8 @@ class ElasticConv(nn.Module):
     def weight_context(self, **statistics: Tensor) -> SiteContext:
         """Return the weight quantizer's context for the active subnet."""
         assert self.spec is not None, f"layer {self.name} is not active"
-        return SiteContext(self.spec.w_bits, self.spec.out_channels, self.values, **statistics)
+        spec = self.spec
+        return SiteContext(spec.w_bits, spec.out_channels, self.values, **statistics, kernel=spec.kernel_size)
 
     def quantize_weight(self, weight: Tensor, **statistics: Tensor) -> Tensor:
         """Return the fake-quantized weights, or the weights themselves in float mode."""

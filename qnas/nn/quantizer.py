@@ -27,6 +27,7 @@ class QuantizerSite:
         channels: the largest number of channels (output channels for weights).
         signed: whether values can be negative.
         compile: whether a compiled kernel may be used where the quantizer has one.
+        kernels: kernel sizes that the layer can have, ascending; of weights alone.
     """
 
     name: str
@@ -35,6 +36,7 @@ class QuantizerSite:
     channels: int
     signed: bool
     compile: bool = False
+    kernels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SiteContext:
         bits: the bit-width to quantize to.
         channels: number of active channels (a prefix of all).
         values: the site's own knobs, by full label.
+        kernel: the active kernel size; of weights alone.
         gamma, mean, sigma: ``[channels]``, of the batch normalisation that is folded into the weights, else ``None``.
     """
 
@@ -54,6 +57,7 @@ class SiteContext:
     gamma: Tensor | None = None
     mean: Tensor | None = None
     sigma: Tensor | None = None
+    kernel: int = 1
 
 
 class Quantizer(nn.Module, ABC):

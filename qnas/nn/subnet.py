@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,7 +77,7 @@ class SubnetLayer(nn.Module):
     def _folded_context(self, mean: Tensor, sigma: Tensor) -> SiteContext:
         assert self.bn is not None
         ctx = self._ctx
-        return SiteContext(ctx.bits, ctx.channels, ctx.values, self.bn.weight.detach(), mean, sigma)
+        return replace(ctx, gamma=self.bn.weight.detach(), mean=mean, sigma=sigma)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, as the activated supernet would with the same statistics."""

@@ -96,7 +96,9 @@ class BuildContext:
         if bank is not None:
             options["bank_knob"] = self.space.knobs[self.space.position[bank]]
         w_bits, _ = self.space.bit_choices(self._sites[name])
-        weights = self.weight_quantizer(QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile))
+        kernels = tuple(options.get("kernels", (1,)))
+        site = QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile, kernels)
+        weights = self.weight_quantizer(site)
         if image:
             input_site = self.image_site(name, in_channels)
         else:

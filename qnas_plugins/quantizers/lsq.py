@@ -21,6 +21,7 @@ SMALLEST_STEP = 1e-8
 """Floor of every step, so that a tensor of zeros leaves a finite grid."""
 
 NEGATIVE = ("signed", "zero-point")
+SHARING = ("bits", "conv", "kernel")
 
 
 def lsq_fake_quantize(v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: float) -> Tensor:
@@ -119,7 +120,7 @@ def _sum_product(a: Tensor, b: Tensor, scale: float | Tensor) -> Any:
 
 
 class LSQ(Quantizer):
-    """One learned step a site and bit-width, shared by every kernel, width and depth that is active.
+    """A learned step, shared by every width and depth that is active (OQAT's shared step).
 
     The parameter is the logarithm of the step: the step stays positive by construction, and under Adam, which cancels
     LSQ's g, the learning rate is relative to the step (at 1e-3 on the step itself an 8-bit step wanders between 0.7
@@ -132,10 +133,20 @@ class LSQ(Quantizer):
         per_channel: one step for each output channel (weights only); a narrower layer uses a prefix.
         negative: activations that can be negative are ``signed`` (symmetric range), or unsigned with an integer
             ``zero-point`` that is set from data at the start.
+        sharing: what shares one step beyond that. ``bits``: all kernel sizes, each bit-width has its own (MultiQuant).
+            ``conv``: all kernel sizes and bit-widths, by OQAT's rule of inheritance: at ``b`` bits the step is
+            ``2^(B - b)`` times that of the largest bit-width ``B``. ``kernel``: each kernel size of weights, and each
+            bit-width, has its own.
     """
 
-    def __init__(self, site: QuantizerSite, *, per_channel: bool = False, negative: str = "signed") -> None:
+    def __init__(
+        self, site: QuantizerSite, *, per_channel: bool = False, negative: str = "signed", sharing: str = "bits"
+    ) -> None:
         super().__init__(site)
+        if sharing not in SHARING:
+            raise ConfigError(
+                f"lsq: sharing must be one of {', '.join(SHARING)}; given: {sharing!r}. Change --step-sharing."
+            )
         if negative not in NEGATIVE:
             raise ConfigError(
                 f"lsq: negative must be one of {', '.join(NEGATIVE)}; given: {negative!r}. Change --negative."
@@ -147,8 +158,10 @@ class LSQ(Quantizer):
             )
         self.per_channel = per_channel
         self.negative = negative
+        self.sharing = sharing
         shape = (site.channels,) if per_channel else ()
-        self.log_steps = nn.ParameterDict({str(b): nn.Parameter(torch.zeros(shape)) for b in site.bits})
+        names = dict.fromkeys(self._name(bits, kernel) for bits in site.bits for kernel in site.kernels or (1,))
+        self.log_steps = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name in names})
         self.register_buffer("zero_points", torch.zeros(len(site.bits), dtype=torch.int64))
         self.absorbs_relu = not site.signed
         self._ranges = [self._range(i) for i in range(len(site.bits))]
@@ -161,6 +174,22 @@ class LSQ(Quantizer):
     @property
     def _has_zero_point(self) -> bool:
         return self.site.signed and self.site.role == "activation" and self.negative == "zero-point"
+
+    def _name(self, bits: int, kernel: int) -> str:
+        """Return the name of the parameter that holds the step."""
+        if self.sharing == "conv":
+            return "all"
+        return f"{bits}_{kernel}" if self.sharing == "kernel" and self.site.kernels else str(bits)
+
+    def _coarser(self, bits: int) -> float:
+        """Return the logarithm of the step over its parameter's: a factor of 2 a bit below the largest bit-width."""
+        return (self.site.bits[-1] - bits) * math.log(2.0) if self.sharing == "conv" else 0.0
+
+    def _store(self, bits: int, step: Tensor) -> None:
+        """Set the step of one bit-width, for all kernels: ``[]``, or ``[C]`` with one step a channel."""
+        for name in dict.fromkeys(self._name(bits, kernel) for kernel in self.site.kernels or (1,)):
+            target = self.log_steps[name]
+            (target[: len(step)] if self.per_channel else target).copy_(step.log() - self._coarser(bits))
 
     def _range(self, position: int) -> tuple[int, int]:
         bits = self.site.bits[position]
@@ -184,23 +213,26 @@ class LSQ(Quantizer):
         return self._log_step(ctx).detach().exp()
 
     def _log_step(self, ctx: SiteContext) -> Tensor:
-        log_step: Tensor = self.log_steps[str(ctx.bits)]
-        return log_step[: ctx.channels] if self.per_channel else log_step
+        log_step: Tensor = self.log_steps[self._name(ctx.bits, ctx.kernel)]
+        log_step = log_step[: ctx.channels] if self.per_channel else log_step
+        coarser = self._coarser(ctx.bits)
+        return log_step + coarser if coarser else log_step
 
     @torch.no_grad()
     def start(self, x: Tensor, ctx: SiteContext) -> None:
         """Set every bit-width's step to ``2 mean|v| / sqrt(Qp)`` (LSQ, Sec. 2.1).
 
         With a zero point, Qp is the number of levels and the zero point ``round(-min(v) / s)`` (MultiQuant, Eq. 2).
+        Where all bit-widths share a step, it is that of the active one.
         """
         v = x.float()
         mean = v.abs().flatten(1).mean(1) if self.per_channel else v.abs().mean()
         for position, bits in enumerate(self.site.bits):
             levels = 2**bits - 1
-            qp = levels if self._has_zero_point else self._ranges[position][1]
-            step = (2 * mean / math.sqrt(max(qp, 1))).clamp(min=SMALLEST_STEP)
-            target = self.log_steps[str(bits)]
-            (target[: len(step)] if self.per_channel else target).copy_(step.log())
+            rule = ctx.bits if self.sharing == "conv" else bits
+            qp = 2**rule - 1 if self._has_zero_point else self._ranges[self.site.bits.index(rule)][1]
+            step = 2.0 ** (rule - bits) * (2 * mean / math.sqrt(max(qp, 1))).clamp(min=SMALLEST_STEP)
+            self._store(bits, step)
             if self._has_zero_point:
                 self.zero_points[position] = min(round(max(-v.min().item(), 0.0) / step.item()), levels)
                 self._ranges[position] = self._range(position)
@@ -241,14 +273,16 @@ class LSQ(Quantizer):
         else:
             qn, qp = self._ranges[position]
             step = torch.maximum(high / qp, low / qn if qn else low * 0).clamp(min=SMALLEST_STEP)
-        target = self.log_steps[str(bits)]
-        (target[: len(step)] if self.per_channel else target).copy_(step.log())
+        self._store(bits, step)
 
     @torch.no_grad()
     def inherit(self, high: int, low: int) -> None:
         """Carry ``high`` bits to ``low``: ``s' = 2^d s``, ``z' = floor(z / 2^d)``, d the difference (OQAT)."""
         d = high - low
-        self.log_steps[str(low)].copy_(self.log_steps[str(high)] + d * math.log(2.0))
+        if self.sharing != "conv":  # there it holds by construction
+            for kernel in self.site.kernels or (1,):
+                source_step = self.log_steps[self._name(high, kernel)]
+                self.log_steps[self._name(low, kernel)].copy_(source_step + d * math.log(2.0))
         source, target = self.site.bits.index(high), self.site.bits.index(low)
         self.zero_points[target] = self.zero_points[source] // 2**d
         self._ranges[target] = self._range(target)

@@ -199,6 +199,53 @@ def test_inheritance_stays_within_its_bound(role, signed, high, low):
     assert (a - b).abs().max().item() <= (2 ** (high - low) - 1) * s * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("role", ["weight", "activation"])
+def test_one_step_for_all_bits_is_that_of_inheritance(role):
+    site = QuantizerSite("s", role, (2, 3, 4), 4, True, kernels=(3, 5) if role == "weight" else ())
+    options = {"negative": "zero-point"} if role == "activation" else {}
+    quantizer = LSQ(site, sharing="conv", **options)
+    x = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    quantizer.start(x, SiteContext(4, 4, kernel=3))
+    apart = LSQ(site, **options)
+    apart.start(x, SiteContext(4, 4, kernel=3))
+    assert len(list(quantizer.parameters())) == 1
+    s = quantizer.step(SiteContext(4, 4, kernel=3))
+    torch.testing.assert_close(s, apart.step(SiteContext(4, 4, kernel=3)))
+    for bits in (3, 2):
+        torch.testing.assert_close(quantizer.step(SiteContext(bits, 4, kernel=5)), s * 2 ** (4 - bits))
+        apart.inherit(4, bits)
+        grid, inherited = quantizer.export(SiteContext(bits, 4)), apart.export(SiteContext(bits, 4))
+        if role == "weight":
+            torch.testing.assert_close(grid.quantize(x), inherited.quantize(x))
+        ctx = SiteContext(bits, 4, kernel=3)
+        for one in (quantizer, apart):
+            one.zero_grad()
+            one(x, ctx).sum().backward()
+        (shared,) = quantizer.parameters()
+        own = apart.log_steps[str(bits)]
+        if role == "weight":
+            torch.testing.assert_close(shared.grad, own.grad)
+
+
+def test_a_step_a_kernel_moves_with_its_kernel_alone():
+    site = QuantizerSite("s", "weight", (2, 4), 8, True, kernels=(3, 5))
+    quantizer = LSQ(site, sharing="kernel")
+    w = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    quantizer.start(w, SiteContext(4, 8, kernel=5))
+    assert set(quantizer.log_steps) == {"2_3", "2_5", "4_3", "4_5"}
+    quantizer(w[..., 1:4, 1:4], SiteContext(4, 8, kernel=3)).square().sum().backward()
+    moved = {name for name, parameter in quantizer.log_steps.items() if parameter.grad is not None}
+    assert moved == {"4_3"}
+    with torch.no_grad():
+        quantizer.log_steps["4_3"] += 1
+    quantizer.inherit(4, 2)
+    for kernel in (3, 5):
+        steps = [quantizer.step(SiteContext(bits, 8, kernel=kernel)) for bits in (2, 4)]
+        torch.testing.assert_close(steps[0], 4 * steps[1])
+    with pytest.raises(ConfigError, match="sharing"):
+        LSQ(site, sharing="layer")
+
+
 def test_tensor_of_zeros_leaves_a_finite_grid(weight_site):
     quantizer = LSQ(weight_site, per_channel=True)
     quantizer.start(torch.zeros(8, 2, 3, 3), SiteContext(4, 8))

@@ -1,0 +1,147 @@
+"""OQAT (Shen et al., ICCV 2021) on a CPU: does bit inheritance help, and is it the inherited steps that help?
+
+    python benchmarks/reproduce/oqat.py --data CIFAR10 --work FOLDER [--seeds 0,1,2] [--quick]
+
+Space mbv2 at width 0.25 (a stem of 8 channels), kernels 3 and 5, expansions 3 and 6, 1 or 2 blocks a stage, 32 pixels, 10,000 training images of CIFAR-10. From one float
+supernet a seed, three ways to 2 bits at equal MAC-weighted image passes:
+
+- ``direct``: 2 bits from the float weights;
+- ``inherit``: 4, 3, then 2 bits, steps inherited (``s' = 2^d s``);
+- ``restart``: 4, 3, then 2 bits, weights inherited, steps started from data anew at each.
+
+Each stops and goes on like any run. JSON and a table are written when all are done, and partly before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from qnas.config import load_config
+from qnas.plugins import load_registry
+from qnas.rank import draw_distinct
+from qnas.run import Run
+from qnas.statistics import mean_interval
+
+ARMS = ("direct", "inherit", "restart")
+SPACE = {"width": 0.25, "kernels": [3, 5], "expansions": [3, 6], "depths": [1, 2]}
+SUBNETS = 20  # random ones, besides the largest and the smallest
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
+    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-oqat"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "oqat.json")
+    return parser.parse_args()
+
+
+def base(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Return what all runs share."""
+    if args.data is None:
+        data: dict[str, Any] = {}
+    else:
+        limit = 40 if args.quick else 1250  # 1,000 of them to train
+        data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
+    return {
+        "seed": seed,
+        "threads": 1,
+        "data": data,
+        "space": {"name": "mbv2", "options": SPACE},
+        "quantization": {
+            "w_bits": [2, 3, 4],
+            "a_bits": [2, 3, 4],
+            "granularity": "network",
+            "weight_options": {"sharing": "bits"},
+        },
+        "train": {"num_subnets": 3, "batch_size": 64},
+    }
+
+
+def stages(arm: str, quick: bool) -> list[dict[str, Any]]:
+    """Return the training stages of an arm; equal epochs over all."""
+    unit = 1 if quick else 3
+
+    def at(bits: int, epochs: int, **how: bool) -> dict[str, Any]:
+        return {"name": f"{bits}-bit", "epochs": epochs, "lr": 3e-3, "w_bits": [bits], "a_bits": [bits], **how}
+
+    if arm == "float":
+        return [{"name": "float", "epochs": 2 if quick else 16, "lr": 6e-3, "quantize": False}]
+    if arm == "direct":
+        return [at(2, 3 * unit)]
+    how = {"inherit": True} if arm == "inherit" else {"restart": True}
+    return [at(4, unit), at(3, unit, **how), at(2, unit, **how)]
+
+
+def trained(args: argparse.Namespace, seed: int, arm: str, init: Path | None) -> Run:
+    """Return the run of an arm, trained to the end."""
+    path = args.work / f"{arm}-{seed}"
+    registry = load_registry()
+    if (path / "config.toml").is_file():
+        run = Run.open(path, registry)
+    else:
+        settings = base(args, seed)
+        settings["train"] |= {"stages": stages(arm, args.quick)}
+        if init is not None:
+            settings["train"]["init"] = str(init)
+        run = Run.create(path, load_config(settings), registry)
+    run.train()
+    return run
+
+
+def judged(run: Run, quick: bool) -> dict[str, Any]:
+    """Return the test accuracies of the same subnets at 2 bits in every arm."""
+    space = run.space.restrict(w_bits=[2], a_bits=[2])
+    samples = [space.highest(), space.lowest(), *draw_distinct(space, 3 if quick else SUBNETS, 0)]
+    scores = [run.evaluate(sample, "test").metrics["accuracy"] for sample in samples]
+    random = scores[2:]
+    return {
+        "largest": scores[0],
+        "smallest": scores[1],
+        "random": sum(random) / len(random),
+        "image_passes": run.progress().image_passes,
+    }
+
+
+def main() -> None:
+    args = parse()
+    seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
+    found: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
+    for seed in seeds:
+        with trained(args, seed, "float", None) as run:
+            init = run.trained_checkpoint().absolute()
+        for arm in ARMS:
+            with trained(args, seed, arm, init) as run:
+                result = args.work / f"{arm}-{seed}" / "judged.json"
+                if not result.is_file():
+                    result.write_text(json.dumps(judged(run, args.quick)))
+                found[arm][str(seed)] = json.loads(result.read_text())
+            summarise(args, found)
+
+
+def summarise(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
+    """Write what is known so far: each arm, and the differences of arms seed by seed."""
+    lines = []
+    differences: dict[str, Any] = {}
+    for first, second in (("inherit", "direct"), ("restart", "direct"), ("inherit", "restart")):
+        both = sorted(found[first].keys() & found[second].keys())
+        for what in ("largest", "smallest", "random"):
+            values = [found[first][s][what] - found[second][s][what] for s in both]
+            if values:
+                interval = mean_interval(values)
+                resolved = len(values) > 1 and (interval.low > 0 or interval.high < 0)
+                name = f"{first} - {second}, {what}"
+                differences[name] = {"values": values, "mean": interval.value, "resolved": resolved}
+                differences[name] |= {"low": interval.low, "high": interval.high} if len(values) > 1 else {}
+                lines.append(f"{name:32} {interval.value:+.2%}  {'' if resolved else 'not resolved'}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"arms": found, "differences": differences}, indent=2, sort_keys=True) + "\n")
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    main()
