@@ -2,8 +2,9 @@
 
     python benchmarks/reproduce/oqat.py --data CIFAR10 --work FOLDER [--seeds 0,1,2] [--quick]
 
-Space mbv2 at width 0.25 (a stem of 8 channels), kernels 3 and 5, expansions 3 and 6, 1 or 2 blocks a stage, 32 pixels, 10,000 training images of CIFAR-10. From one float
-supernet a seed, three ways to 2 bits at equal MAC-weighted image passes:
+Space mbv2 at width 0.25 (a stem of 8 channels), kernels 3 and 5, expansions 3 and 6, 1 or 2 blocks a stage, 32 pixels,
+10,000 training images of CIFAR-10. From one float supernet a seed, three ways to 2 bits at equal MAC-weighted image
+passes:
 
 - ``direct``: 2 bits from the float weights;
 - ``inherit``: 4, 3, then 2 bits, steps inherited (``s' = 2^d s``);
@@ -45,7 +46,7 @@ def base(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     if args.data is None:
         data: dict[str, Any] = {}
     else:
-        limit = 40 if args.quick else 1250  # 1,000 of them to train
+        limit = 40 if args.quick else 1250  # a class; 1,000 of them are left to train
         data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
     return {
         "seed": seed,

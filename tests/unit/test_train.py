@@ -467,3 +467,17 @@ def test_a_stage_that_only_starts_quantizers_leaves_running_statistics(make_trai
     after = trainer.supernet.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert any(not torch.equal(after[name], value) for name, value in steps.items())
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_stage_can_start_trained_quantizers_anew(make_trainer, restart):
+    stages = (Stage("first", 1, 0.05, True), Stage("second", 0, 0.05, True, restart=restart))
+    trainer = make_trainer(stages)
+    seen = []
+
+    def save(trainer):
+        seen.append({n: p.detach().clone() for n, p in trainer.supernet.named_parameters() if "log_steps" in n})
+
+    trainer.run(save)
+    changed = [name for name, step in seen[-1].items() if not torch.equal(step, seen[0][name])]
+    assert bool(changed) == restart
