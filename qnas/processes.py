@@ -104,13 +104,6 @@ class FabricProcesses(Processes):
         from lightning_fabric.strategies.ddp import DDPStrategy
 
         _quiet_fabric()
-        total = devices * num_nodes
-        started = int(os.environ["WORLD_SIZE"]) if under_torchrun() else total
-        if started != total:
-            raise ConfigError(
-                f"torchrun started {started} processes, but --devices {devices} and --num-nodes {num_nodes} ask for "
-                f"{total}. Give its --nproc-per-node and --nnodes the same numbers."
-            )
         try:
             self.fabric = Fabric(
                 accelerator=device,
@@ -269,6 +262,17 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def check_torchrun(devices: int, num_nodes: int) -> None:
+    """Raise ``ConfigError`` where torchrun started another number of processes than the configuration asks for."""
+    total = devices * num_nodes
+    started = int(os.environ["WORLD_SIZE"]) if under_torchrun() else total
+    if started != total:
+        raise ConfigError(
+            f"torchrun started {started} processes, but --devices {devices} and --num-nodes {num_nodes} ask for "
+            f"{total}. Give its --nproc-per-node and --nnodes the same numbers."
+        )
+
+
 def is_follower() -> bool:
     """Tell, before the processes are connected, whether this one was started as a follower."""
     names = ("RANK",) if under_torchrun() else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
@@ -286,6 +290,7 @@ def connect(*, device: str, devices: int, num_nodes: int, precision: str) -> Pro
             f"devices and num_nodes must be at least 1; given: {devices} and {num_nodes}. "
             "Correct --devices and --num-nodes."
         )
+    check_torchrun(devices, num_nodes)
     if devices * num_nodes == 1 and not under_torchrun():
         return Processes(device, precision)
     return FabricProcesses(device, devices, num_nodes, precision)

@@ -73,7 +73,7 @@ def open_session(
 
         load_writer()  # what is missing is said before a directory is made
     recorder = console.make_recorder(quiet)
-    run = _open(registry, params, recorder)
+    run = _open(registry, params, recorder, together=together)
     board = None
     try:
         if params.get("tensorboard"):
@@ -99,13 +99,16 @@ def open_session(
         run.processes.close()
 
 
-def _open(registry: Registry, params: Mapping[str, Any], recorder: Any) -> Run:
+def _open(registry: Registry, params: Mapping[str, Any], recorder: Any, *, together: bool) -> Run:
     from qnas.cli.options import default_directory, refuse_changes, resolve_config
+    from qnas.processes import check_torchrun
     from qnas.run import Run
 
     path: Path | None = params.get("resume") or params.get("run")
     if path is None:
         config = resolve_config(registry, params)
+        if together:
+            check_torchrun(config.devices, config.num_nodes)  # before a directory is made
         out = params.get("out") or default_directory(config)
         return Run.create(out, config, registry, recorder, shlex.join(["qnas", *sys.argv[1:]]))
     run = Run.open(path, registry, recorder)
@@ -128,17 +131,17 @@ def _connect(config: RunConfig, placement: Mapping[str, Any]) -> Processes:
 
 @contextmanager
 def _follow(registry: Registry, params: Mapping[str, Any], placement: Mapping[str, Any]) -> Iterator[Run]:
-    """Open the leader's run in another process. What goes wrong, the leader says."""
+    """Open the leader's run in another process. What goes wrong once they are connected, the leader says."""
     from qnas.cli.options import resolve_config
     from qnas.config import load_config, read_toml
     from qnas.errors import QnasError
     from qnas.run import Run
     from qnas.store import CONFIG
 
+    path: Path | None = params.get("resume") or params.get("run")
+    config = resolve_config(registry, params) if path is None else load_config(read_toml(path / CONFIG))
+    processes = _connect(config, placement)  # whoever fails here first ends the others, so each says why
     try:
-        path: Path | None = params.get("resume") or params.get("run")
-        config = resolve_config(registry, params) if path is None else load_config(read_toml(path / CONFIG))
-        processes = _connect(config, placement)
         path, config = processes.share(None)
         run = Run.follow(path, config, registry)
         run.join(processes)

@@ -141,6 +141,7 @@ def test_torchrun_and_flags_must_agree(tmp_path):
     done = run(*torchrun, "-m", "qnas", "train", "--out", "run", *FLAGS, cwd=tmp_path, ok=False)
     assert done.returncode != 0
     assert "--nproc-per-node" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_killed_together_two_processes_go_on_to_the_same_bytes(tmp_path):
