@@ -241,11 +241,12 @@ def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
         for text in params.get(name) or ():
             path, value = parse_setting(text)
             found[prefix + path] = value
-    for text in params.get("settings") or ():
+    flags = dict(found)
+    for text in params.get("settings") or ():  # of several, the last one holds
         path, value = parse_setting(text)
-        if path in found and found[path] != value:
+        if path in flags and flags[path] != value:
             raise ConfigError(
-                f"--set gives {path} the value {value!r}, and another flag {found[path]!r}. Leave one of them out."
+                f"--set gives {path} the value {value!r}, and another flag {flags[path]!r}. Leave one of them out."
             )
         found[path] = value
     for flag in ("weight_quantizer", "act_quantizer"):  # the narrower flag wins over --quantizer
