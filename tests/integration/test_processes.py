@@ -166,13 +166,18 @@ def test_killed_together_two_processes_go_on_to_the_same_bytes(tmp_path):
 def test_a_process_that_dies_ends_the_others(tmp_path):
     begin = (*QNAS, "train", "--out", "run", "--devices", "2", *FLAGS)
     process = subprocess.Popen(begin, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    child = first_child(process.pid)
-    deadline = time.monotonic() + TIMEOUT
-    while not (tmp_path / "run/stages/00-float/checkpoint.safetensors").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    process.communicate(timeout=TIMEOUT)
-    assert process.returncode != 0
+    try:
+        child = first_child(process.pid)
+        deadline = time.monotonic() + TIMEOUT
+        while not (tmp_path / "run/stages/00-float/checkpoint.safetensors").is_file() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(child, signal.SIGKILL)
+        process.communicate(timeout=TIMEOUT)
+        assert process.returncode != 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def first_child(pid: int) -> int:
@@ -184,7 +189,7 @@ def first_child(pid: int) -> int:
         children = path.read_text().split()
         for child in map(int, children):
             with contextlib.suppress(OSError):  # it was a short one, such as a compiler
-                if b"\0train\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"\0LOCAL_RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
                     return child
         time.sleep(0.02)
     raise AssertionError("no second process was started")
