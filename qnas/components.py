@@ -242,7 +242,7 @@ def range_calibrators(registry: Registry, config: RunConfig) -> dict[str, RangeC
     """
     found = {}
     for name in dict.fromkeys(stage.calibrator for stage in config.train.all_stages() if stage.calibrator):
-        options = config.train.calibrator_options if name == config.train.calibrator else {}
+        options = config.train.calibrator_options
         found[name] = _calibrator(registry, name, "start", "train.calibrator_options", options)
     return found
 

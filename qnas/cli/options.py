@@ -127,7 +127,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("train.calibrator",),
         TRAINING,
         ("--calibrator",),
-        {"help": "Sets ranges when quantization starts: minmax, percentile, mse, entropy."},
+        {"help": "Sets ranges when quantization starts, such as mse."},
     ),
     "init": (
         ("train.init",),

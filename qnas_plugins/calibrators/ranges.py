@@ -6,6 +6,7 @@ looked at as they are, one range a tensor or a channel, as their quantizer wants
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Seen:
             self.counts += torch.histc(values.float(), BINS, low, high)
 
 
-class RangeCalibrator:
+class RangeCalibrator(ABC):
     """What the four share; each says how the values seen become a range."""
 
     name = ""
@@ -95,9 +96,9 @@ class RangeCalibrator:
                 found = self.find(quantizer, SiteContext(bits, ctx.channels, ctx.values), values)
                 set_ranges(quantizer, bits, found)
 
+    @abstractmethod
     def find(self, quantizer: Quantizer, ctx: SiteContext, seen: Seen) -> Ranges:
         """Return the ranges for one bit-width."""
-        raise NotImplementedError
 
 
 @torch.no_grad()

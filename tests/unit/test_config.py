@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qnas import components
 from qnas.cli import options
 from qnas.config import (
     RunConfig,
@@ -344,3 +345,9 @@ def test_a_file_may_name_the_path_too(registry, tmp_path, monkeypatch):
     assert found.options == {"path": str(tmp_path / "pets"), "flip": False}
     over = options.resolve_config(registry, {"config_file": file, "data": "other"}).data
     assert over.options == {"path": str(tmp_path / "other"), "flip": False}
+
+
+def test_options_of_range_calibrators_reach_those_that_stages_name(registry):
+    stage = {"name": "only", "epochs": 1, "lr": 0.01, "calibrator": "percentile"}
+    config = load_config({"train": {"stages": [stage], "calibrator_options": {"percentile": 99.0}}})
+    assert components.range_calibrators(registry, config)["percentile"].percentile == 99.0
