@@ -104,6 +104,13 @@ class Run:
         """Open a run directory to help the process that holds it: nothing is written, and no events are recorded."""
         return cls(RunDirectory(path, follow=True), config, registry)
 
+    def reconfigure(self, config: RunConfig) -> None:
+        """Take up a configuration that adds to this run's, and write it."""
+        write_text(self.store.path / CONFIG, config.to_toml())
+        self.config = config
+        for name in ("space", "stages"):
+            self.__dict__.pop(name, None)
+
     def join(self, processes: Processes) -> None:
         """Work together with other processes, which have opened the same run."""
         self.processes = processes
