@@ -64,11 +64,28 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: Path, config: RunConfig, registry: Registry, recorder: Recorder | None = None, command: str = ""
+        cls,
+        path: Path,
+        config: RunConfig,
+        registry: Registry,
+        recorder: Recorder | None = None,
+        command: str = "",
+        data: Data | None = None,
     ) -> Run:
-        """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
+        """Check the configuration as far as possible, then make the directory; nothing is left behind on error.
+
+        Args:
+            path: of the directory.
+            config: of the run.
+            registry: of the plugins.
+            recorder: receives events.
+            command: that made the run, as text.
+            data: the configuration's images, where they are loaded already.
+        """
         probe = cls.__new__(cls)
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
+        if data is not None:
+            probe.__dict__["data"] = data
         probe.config = config = resolve_machine(config, registry, probe.data.image_size)
         probe.check()
         store = RunDirectory(path, create=True)

@@ -81,6 +81,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "recipe",
+        "oqat",
+        "qnas_plugins.recipes:OQAT",
+        "OQAT: one supernet at 4 bits, inherited to 3 and to 2, searched at each",
+    )
+    yield ComponentSpec(
+        "recipe",
         "ptq",
         "qnas_plugins.recipes:PTQ",
         "Post-training quantization: a float net, quantized without training",
