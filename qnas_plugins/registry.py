@@ -51,6 +51,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     yield ComponentSpec(
         "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"
     )
+    yield ComponentSpec(
+        "cost",
+        "oqat_flops",
+        "qnas_plugins.costs.oqat:OQAT_FLOPS",
+        "BitOPs / 64, and MACs of float layers: what OQAT's code prints as FLOPs",
+    )
     yield ComponentSpec("cost", "size_bytes", "qnas_plugins.costs.size:SIZE_BYTES", "Bytes of the bit-packed model")
     yield ComponentSpec(
         "dataset",

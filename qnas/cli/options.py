@@ -145,6 +145,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     "epochs": (("train.epochs",), TRAINING, ("--epochs",), {"type": int, "help": "Quantized epochs."}),
     "batch_size": (("train.batch_size",), TRAINING, ("--batch-size",), {"type": int, "help": "Images a step."}),
     "lr": (("train.lr",), TRAINING, ("--lr",), {"type": float, "help": "Peak learning rate."}),
+    "optimizer": (
+        ("train.optimizer",),
+        TRAINING,
+        ("--optimizer",),
+        {"type": click.Choice(["adamw", "sgd"]), "help": "Of all parameters; sgd wants a larger --lr."},
+    ),
     "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
     "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
     "threads": (
