@@ -1,16 +1,20 @@
-"""OQAT (Shen et al., ICCV 2021) on a CPU: does bit inheritance help, and is it the inherited steps that help?
+"""OQAT (Shen et al., ICCV 2021) on a CPU: which of its claims hold in small?
 
     python benchmarks/reproduce/oqat.py --data CIFAR10 --work FOLDER [--seeds 0,1,2] [--quick]
 
-Space mbv2 at width 0.25 (a stem of 8 channels), kernels 3 and 5, expansions 3 and 6, 1 or 2 blocks a stage, 32 pixels,
-10,000 training images of CIFAR-10. From one float supernet a seed, three ways to 2 bits at equal MAC-weighted image
-passes:
+Space mbv2 at width 0.25 (a stem of 8 channels), kernels 3 and 5, expansions 3 and 6, 1 or 2 blocks a stage, 24 and 32
+pixels, 10,000 training images of CIFAR-10. From one float supernet a seed, three ways to 2 bits at equal MAC-weighted
+image passes:
 
 - ``direct``: 2 bits from the float weights;
 - ``inherit``: 4, 3, then 2 bits, steps inherited (``s' = 2^d s``);
 - ``restart``: 4, 3, then 2 bits, weights inherited, steps started from data anew at each.
 
-Each stops and goes on like any run. JSON and a table are written when all are done, and partly before.
+Then, on the supernets of ``inherit``: the ranking of 50 architectures in float against that at 4, 3 and 2 bits; a
+search at 2 bits against fixed and random nets of equal BitOPs; weights of the supernet against weights trained again.
+
+Every part stops and goes on like any run. JSON and tables are written when a seed is done. ``--parts train`` only
+trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digits unless ``--data`` is given.
 """
 
 from __future__ import annotations
@@ -18,19 +22,24 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import oqat_claims as claims
+import oqat_tables as tables
+
 from qnas.config import load_config
+from qnas.files import write_json, write_text
 from qnas.plugins import load_registry
 from qnas.rank import draw_distinct
 from qnas.run import Run
-from qnas.statistics import mean_interval
 
 ARMS = ("direct", "inherit", "restart")
 SPACE = {"width": 0.25, "kernels": [3, 5], "expansions": [3, 6], "depths": [1, 2]}
 SUBNETS = 8  # random ones, besides the largest and the smallest
 EPOCHS = {4: 3, 3: 2, 2: 2}  # of the stages by bits: 7 epochs in all, about 110,000 image passes
+PARTS = ("train", "ranks", "searched", "retrained")
 
 
 def parse() -> argparse.Namespace:
@@ -38,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce-oqat"))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "oqat.json")
     return parser.parse_args()
@@ -109,7 +119,7 @@ def _take_first_stage(source: Path, target: Path) -> None:
 
 def judged(run: Run, quick: bool) -> dict[str, Any]:
     """Return the test accuracies of the same subnets at 2 bits in every arm."""
-    space = run.space.restrict(w_bits=[2], a_bits=[2])
+    space = run.stages.space()
     samples = [space.highest(), space.lowest(), *draw_distinct(space, 3 if quick else SUBNETS, 0)]
     scores = [run.evaluate(sample, "test").metrics["accuracy"] for sample in samples]
     random = scores[2:]
@@ -121,40 +131,49 @@ def judged(run: Run, quick: bool) -> dict[str, Any]:
     }
 
 
+def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file holds; where there is none, make it first."""
+    if not path.is_file():
+        write_json(path, make())
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Return everything of one seed that is asked for."""
+    found: dict[str, Any] = {"arms": {}}
+    parts = args.parts.split(",")
+    with trained(args, seed, "float", None) as plain:
+        init = plain.trained_checkpoint().absolute()
+        found["float_passes"] = plain.progress().image_passes
+        for arm in ARMS:
+            with trained(args, seed, arm, init) as run:
+                file = run.store.path / "judged.json"
+                found["arms"][arm] = stored(file, lambda run=run: judged(run, args.quick))  # type: ignore[misc]
+        with trained(args, seed, "inherit", init) as run:
+            folder = run.store.path
+            found["passes"] = {e["stage"]: e["image_passes"] for e in run.progress().history}  # at each stage's end
+            if "ranks" in parts:
+                found["ranks"] = stored(folder / "ranks.json", lambda: claims.ranks(plain, run, args.quick))
+            if "searched" in parts:
+                found["searched"] = stored(folder / "searched.json", lambda: claims.searched(run, args.quick))
+            if "retrained" in parts and "searched" in found:
+                make = lambda: claims.retrained(run, found["searched"], args.quick)  # noqa: E731
+                found["retrained"] = stored(folder / "retrained.json", make)
+    return found
+
+
 def main() -> None:
     args = parse()
     seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
-    found: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
+    found: dict[str, Any] = {}
     for seed in seeds:
-        with trained(args, seed, "float", None) as run:
-            init = run.trained_checkpoint().absolute()
-        for arm in ARMS:
-            with trained(args, seed, arm, init) as run:
-                result = args.work / f"{arm}-{seed}" / "judged.json"
-                if not result.is_file():
-                    result.write_text(json.dumps(judged(run, args.quick)))
-                found[arm][str(seed)] = json.loads(result.read_text())
-            summarise(args, found)
-
-
-def summarise(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
-    """Write what is known so far: each arm, and the differences of arms seed by seed."""
-    lines = []
-    differences: dict[str, Any] = {}
-    for first, second in (("inherit", "direct"), ("restart", "direct"), ("inherit", "restart")):
-        both = sorted(found[first].keys() & found[second].keys())
-        for what in ("largest", "smallest", "random"):
-            values = [found[first][s][what] - found[second][s][what] for s in both]
-            if values:
-                interval = mean_interval(values)
-                resolved = len(values) > 1 and (interval.low > 0 or interval.high < 0)
-                name = f"{first} - {second}, {what}"
-                differences[name] = {"values": values, "mean": interval.value, "resolved": resolved}
-                differences[name] |= {"low": interval.low, "high": interval.high} if len(values) > 1 else {}
-                lines.append(f"{name:32} {interval.value:+.2%}  {'' if resolved else 'not resolved'}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"arms": found, "differences": differences}, indent=2, sort_keys=True) + "\n")
-    print("\n".join(lines), flush=True)
+        found[str(seed)] = reproduce(args, seed)
+        value = {"seeds": found, "summary": claims.summary(found)}
+        write_json(args.out, value)
+        text = tables.markdown(value)
+        write_text(args.out.with_suffix(".md"), text)
+        print(text, flush=True)
 
 
 if __name__ == "__main__":
