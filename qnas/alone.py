@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,10 +24,11 @@ from qnas.nn.elastic import ElasticConv
 from qnas.nn.supernet import Supernet
 from qnas.processes import Processes
 from qnas.records import keep_records
+from qnas.retrained import ALONE, RESULT
 from qnas.rng import integer_seed
 from qnas.space import Sample, SearchSpace
 from qnas.statistics import standard_error
-from qnas.train import Progress, Trainer, set_stage_mode
+from qnas.train import BIT_KNOBS, Progress, Stage, Trainer, set_stage_mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 Start = Literal["scratch", "supernet"]
 STARTS: tuple[Start, ...] = ("scratch", "supernet")
-FOLDER = "alone"
+FOLDER = ALONE
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class AloneSettings:
         seed: of weights and batches; splits and calibration images stay the run's.
         budget: epochs of each stage, as a multiple of the supernet's. An epoch shows each image once.
         lr: peak learning rate; ``None`` for each stage's own.
+        own: stages to train through instead of the supernet's; the last one says what is quantized. Their subnet may
+            have any bit-widths of the run, also where the supernet's stage is a float one.
     """
 
     start: Start = "scratch"
@@ -58,6 +61,7 @@ class AloneSettings:
     budget: float = 1.0
     lr: float | None = None
     stage: str | None = None
+    own: tuple[StageConfig, ...] = ()
 
     def stages(self, config: RunConfig) -> tuple[StageConfig, ...]:
         """Return the stages to train.
@@ -65,13 +69,14 @@ class AloneSettings:
         Raises:
             ConfigError: from scratch, none of them trains anything.
         """
-        stages = self.earlier(config)
+        stages = self.own or self.earlier(config)
         if self.start == "scratch" and not any(stage.epochs for stage in stages):
             raise ConfigError(
                 "No stage of this run trains (all epochs are 0), so a subnet cannot be trained from scratch as the "
-                "supernet was. Start from its weights: --from supernet."
+                "supernet was. Start from its weights: --from supernet (retrain.start)."
             )
-        return tuple(self._stage(stage) for stage in (stages[-1:] if self.start == "supernet" else stages))
+        again = self.start == "supernet" and not self.own
+        return tuple(self._stage(stage) for stage in (stages[-1:] if again else stages))
 
     def named(self, config: RunConfig) -> AloneSettings:
         """Return these settings with the stage by its name, so that they stay the same when a run gets more stages."""
@@ -88,9 +93,20 @@ class AloneSettings:
         changed["epochs"] = math.ceil(round(self.budget * stage.epochs, 6))  # 1.1 * 50 is a little over 55
         if self.lr is not None:
             changed["lr"] = self.lr
-        if self.start == "supernet" and stage.epochs:
+        if self.start == "supernet" and stage.epochs and not self.own:
             changed["calibrator"] = None
         return stage.model_copy(update=changed)
+
+    def space(self, run: Run) -> SearchSpace:
+        """Return the space that holds the subnet: that of the searched stage, or what its own stages quantize."""
+        if not self.own:
+            return run.stages.space(self.stage)
+        return Stage(**self.stages(run.config)[-1].model_dump()).searched(run.space)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON; what names a training, so a field that came later is left out where empty."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "own"}
+        return {**values, "own": [stage.model_dump(mode="json") for stage in self.own]} if self.own else values
 
 
 class _Only:
@@ -117,16 +133,16 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         StoreError: it starts from the supernet, which is not trained to the end.
     """
     settings = settings.named(run.config)
-    space = run.stages.space(settings.stage)
+    space = settings.space(run)
     key = space.key(sample)
     folder = alone_directory(run.store.path, key, settings)
-    done = run.store.read_json(folder / "result.json")
+    done = run.store.read_json(folder / RESULT)
     if done is not None:
         return dict(done)
     config = _config(run.config, settings)
     pinned = space.pin(sample)
     supernet = _supernet(run, config, pinned, settings)
-    started = _trained_roles(settings.earlier(run.config)) if settings.start == "supernet" else ()
+    started = trained_roles(settings.earlier(run.config), pinned) if settings.start == "supernet" else ()
     trainer = components.build_trainer(
         run.registry,
         config,
@@ -138,12 +154,12 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         started=started,
     )
     _train(trainer, folder, processes)
-    result = {"key": key, "sample": pinned.highest(), **asdict(settings), "id": folder.name}
+    result = {"key": key, "sample": pinned.highest(), **settings.to_json(), "id": folder.name}
     result["stages"] = [{"name": s.name, "epochs": s.epochs, "lr": s.lr} for s in trainer.stages]
     result["image_passes"] = trainer.progress.image_passes * _relative_macs(run.space, pinned)
     result.update(_judge(run, trainer, pinned.highest(), f"{FOLDER}/{folder.name}", processes.device))
     if processes.leader:
-        write_json(folder / "result.json", result)
+        write_json(folder / RESULT, result)
     return result
 
 
@@ -167,13 +183,13 @@ def _judge(run: Run, trainer: Trainer, sample: Sample, stage: str, device: torch
 
 def alone_directory(run: Path, key: str, settings: AloneSettings) -> Path:
     """Return the folder of one training."""
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(settings.to_json(), sort_keys=True).encode()).hexdigest()[:8]
     return run / FOLDER / f"{key}-{settings.start}-{digest}"
 
 
 def list_alone(run: Path) -> list[dict[str, Any]]:
     """Return the results of every subnet that was trained by itself, in the order of their folders."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / FOLDER).glob("*/result.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / FOLDER).glob(f"*/{RESULT}"))]
 
 
 def _config(config: RunConfig, settings: AloneSettings) -> RunConfig:
@@ -181,8 +197,25 @@ def _config(config: RunConfig, settings: AloneSettings) -> RunConfig:
     return config.model_copy(update={"seed": settings.seed, "train": train})
 
 
-def _trained_roles(stages: Sequence[StageConfig]) -> Sequence[str]:
-    return tuple(dict.fromkeys(role for stage in stages if stage.quantize for role in stage.roles))
+def trained_roles(stages: Sequence[StageConfig], pinned: SearchSpace) -> Sequence[str]:
+    """Return the roles whose quantizers the stages trained at all bit-widths that a subnet has.
+
+    Args:
+        stages: that the supernet went through.
+        pinned: the space with nothing but the subnet.
+    """
+    found = []
+    for role, knobs in BIT_KNOBS.items():
+        trained = {
+            bits
+            for stage in stages
+            if stage.quantize and role in stage.roles
+            for bits in getattr(stage, knobs) or getattr(pinned.scheme, knobs)
+        }
+        wanted = {choice for knob in pinned.knobs if knob.role == knobs for choice in knob.choices}
+        if trained and wanted <= trained:
+            found.append(role)
+    return tuple(found)
 
 
 def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneSettings) -> Supernet:
@@ -206,10 +239,13 @@ def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneS
     return supernet
 
 
+def stage_checkpoints(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the checkpoint file of every stage of one training, whether it exists or not."""
+    return [folder / "stages" / f"{i:02d}-{name}" / "checkpoint.safetensors" for i, name in enumerate(names)]
+
+
 def _train(trainer: Trainer, folder: Path, processes: Processes) -> None:
-    paths = [
-        folder / "stages" / f"{i:02d}-{stage.name}" / "checkpoint.safetensors" for i, stage in enumerate(trainer.stages)
-    ]
+    paths = stage_checkpoints(folder, [stage.name for stage in trainer.stages])
     found = [path for path in paths if path.is_file()]
     latest = processes.share(found[-1] if found else None)
     if latest is not None:

@@ -1,4 +1,7 @@
-"""Which subnet of a run, after which stage of its training, a user means."""
+"""Which subnet of a run, after which stage of its training, a user means.
+
+In a stage's place, ``alone/FOLDER`` names a net that was trained by itself.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qnas.errors import StoreError
+from qnas.retrained import is_alone
 from qnas.space import Sample
 
 if TYPE_CHECKING:
@@ -29,14 +33,17 @@ def find(run: Run, config: str | None, *, stage: str | None = None, search: str 
         run: that holds it.
         config: a key or the beginning of one; ``largest`` or ``smallest``; ``None`` for the chosen point of the last
             search.
-        stage: look only at this stage's searches; of ``largest`` and ``smallest``, the last stage by default.
+        stage: look only at this stage's searches; of ``largest`` and ``smallest``, the last stage by default. With
+            ``alone/FOLDER`` the subnet is the one that was trained there.
         search: look only at this search.
 
     Raises:
         StoreError: there is no such trial, or more than one.
     """
     if stage is not None:
-        run.stages.number(stage)  # says so where there is none
+        run.stages.check(stage)
+        if is_alone(stage):
+            return _net(run, config, stage)
     if config in EXTREMES:
         space = run.stages.space(stage)
         name = run.stages.all()[run.stages.number(stage)].name
@@ -53,6 +60,16 @@ def find(run: Run, config: str | None, *, stage: str | None = None, search: str 
         point = next(point for point in front["points"] if point["key"] == front["chosen"])
         return Choice(dict(point["sample"]), front["stage"])
     return _trial(run, config, stage)
+
+
+def _net(run: Run, config: str | None, stage: str) -> Choice:
+    """Return the net that was trained by itself; its name says which subnet it is."""
+    space = run.stages.space(stage)
+    sample = space.highest()
+    key = space.key(sample)
+    if config is not None and config not in EXTREMES and not (config and key.startswith(config)):
+        raise StoreError(f"{stage} of {run.store.path} holds subnet {key} alone, not {config!r}. Leave --config out.")
+    return Choice(sample, stage)
 
 
 def _trial(run: Run, config: str, stage: str | None) -> Choice:
@@ -83,7 +100,9 @@ def front(run: Run, stage: str | None = None) -> list[Choice]:
     Raises:
         StoreError: no such search is finished.
     """
-    find(run, None, stage=stage)
+    first = find(run, None, stage=stage)
+    if is_alone(stage):
+        return [first]
     last = [f for f in run.fronts() if stage in (None, f["stage"]) and f["points"]][-1]
     return [Choice(dict(point["sample"]), last["stage"]) for point in last["points"]]
 

@@ -126,6 +126,21 @@ class SearchConfig(_Section):
     options: dict[str, Any] = {}
 
 
+class RetrainConfig(_Section):
+    """Training points of the searched fronts again, each net by itself, before they are deployed."""
+
+    points: Literal["none", "chosen", "front"] = "none"
+    start: Literal["scratch", "supernet"] = Field(
+        default="scratch", description="new weights, or those that the supernet had after the stage that was searched"
+    )
+    bits: tuple[int, ...] = Field(
+        default=(), description="of weights and activations alike, one training each; the point's own by default"
+    )
+    stages: tuple[StageConfig, ...] = Field(
+        default=(), description="to train through; by default the run's (scratch), or the searched one (supernet)"
+    )
+
+
 class EvaluationConfig(_Section):
     """How a subnet is judged."""
 
@@ -155,6 +170,7 @@ class RunConfig(_Section):
     quantization: QuantizationConfig = QuantizationConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_toml(self) -> str:

@@ -12,12 +12,14 @@ from qnas.errors import ExportError, StoreError
 from qnas.evaluate import Evaluator
 from qnas.files import write_json
 from qnas.protocols import Device
+from qnas.retrained import alone_folder, is_alone
 from qnas.space import Sample
 from qnas.store import RunDirectory
 
 
 class Exports:
-    """The folder ``exports`` of a run; of a subnet it holds the model that was exported last.
+    """The folder ``exports`` of a run; of a subnet it holds the model that was exported last, beside those trained by
+    themselves.
 
     Args:
         store: of the run.
@@ -45,7 +47,7 @@ class Exports:
                 "do not run on integers. Export a subnet of a quantized stage (--stage)."
             )
         key = self.evaluator.supernet.space.key(sample)
-        folder = self.store.export_directory(key)
+        folder = self._folder(key)
         (folder / "verify.json").unlink(missing_ok=True)  # it speaks of the model that is replaced now
         subnet = self.evaluator.subnet(sample)
         names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
@@ -56,9 +58,9 @@ class Exports:
             "key": key,
             "stage": stage,
             "sample": sample,
-            "onnx": str(Path("exports") / key / "model.onnx"),
+            "onnx": str(Path("exports") / folder.name / "model.onnx"),
             "onnx_bytes": summary.size_bytes,
-            "packed": str(Path("exports") / key / "packed.safetensors"),
+            "packed": str(Path("exports") / folder.name / "packed.safetensors"),
             "packed_bytes": packed_bytes,
             "operators": self.device.operators(str(folder / "model.onnx")),
             "device": self.device_name,
@@ -66,6 +68,11 @@ class Exports:
         }
         write_json(folder / "export.json", value)
         return value
+
+    def _folder(self, key: str) -> Path:
+        """Return the folder of a subnet; a net that was trained by itself has its own, beside the supernet's subnet."""
+        stage = self.evaluator.settings.stage
+        return self.store.export_directory(alone_folder(self.store.path, stage).name if is_alone(stage) else key)
 
     def verify(self, sample: Sample) -> dict[str, Any]:
         """Compare an exported model with its subnet over the whole test split; return what ``verify.json`` holds.
@@ -75,13 +82,18 @@ class Exports:
         """
         evaluator = self.evaluator
         key = evaluator.supernet.space.key(sample)
-        folder = self.store.export_directory(key)
+        folder = self._folder(key)
         exported = self.store.read_json(folder / "export.json", {})
         if exported.get("stage") != evaluator.settings.stage or not (folder / "model.onnx").is_file():
-            of = f" after stage {evaluator.settings.stage!r}"
+            stage = evaluator.settings.stage
+            of, flag = (
+                (f", trained as {stage}", f"--stage {stage}")
+                if is_alone(stage)
+                else (f" after stage {stage!r}", f"--config {key}")
+            )
             raise StoreError(
                 f"{self.store.path} holds no exported model of subnet {key}{of}. "
-                f"Run `qnas export {self.store.path} --config {key}` first."
+                f"Run `qnas export {self.store.path} {flag}` first."
             )
         subnet = evaluator.subnet(sample)
         report = verify(

@@ -80,7 +80,7 @@ def rank(run: Run, num_configs: int, settings: AloneSettings) -> dict[str, Any]:
     ]
     value = {
         "metric": metric,
-        "settings": asdict(settings),
+        "settings": settings.to_json(),
         "num_configs": num_configs,
         "num_images": {"supernet": len(run.data.search), "alone": len(run.data.test)},
         "image_passes": sum(result["image_passes"] for result in done),
@@ -108,7 +108,7 @@ def _train_in(run: Run) -> Callable[[tuple[Sample, AloneSettings]], dict[str, An
 
 def rank_file(run: Path, num_configs: int, settings: AloneSettings) -> Path:
     """Return the file of one comparison."""
-    text = json.dumps({"n": num_configs, **asdict(settings)}, sort_keys=True)
+    text = json.dumps({"n": num_configs, **settings.to_json()}, sort_keys=True)
     return run / FOLDER / f"{num_configs}-{settings.start}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DATA = "data.json"
 INIT = "init.json"
-PHASES = ("train", "search", "export", "verify", "alone", "rank", "report")
+PHASES = ("train", "search", "retrain", "export", "verify", "alone", "rank", "report")
 
 
 class Run:
@@ -157,11 +157,14 @@ class Run:
             ("device", config.deploy_device),
         ):
             registry.load(kind, name)
+        from qnas.retrain import check_retrain
+
         components.subnet_calibrators(registry, config)
         components.range_calibrators(registry, config)
         stages = {stage.name: stage.searched(self.space) for stage in components.make_stages(config)}
         for name in config.search.stages or [list(stages)[-1]]:
             self.check_search(config, stages[name])
+        check_retrain(config, registry)
         supernet = components.build_supernet(registry, config, self.space, self.data)
         if config.train.init is not None:
             load_initial_weights(supernet, Path(config.train.init))
@@ -346,6 +349,15 @@ class Run:
             (self.store.path / "searches").glob("*/front.json"), key=lambda path: int(path.parent.name.split("-")[0])
         )
         return [self.store.read_json(path) for path in paths]
+
+    def retrain(self) -> list[dict[str, Any]]:
+        """Train points of the searched fronts again, as the configuration asks; see :func:`qnas.retrain.retrain`."""
+        from qnas.retrain import retrain
+
+        if self.config.retrain.points == "none":
+            return []
+        with self.phase("retrain"):
+            return retrain(self)
 
     def train_alone(self, sample: Sample, settings: AloneSettings) -> dict[str, Any]:
         """Train one subnet by itself; see :func:`qnas.alone.train_alone`."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qnas import components
+from qnas.alone_nets import find_net
 from qnas.checkpoint import load_weights, read_progress
 from qnas.errors import StoreError, unknown_name
 from qnas.evaluate import Evaluator, SizedBatches
 from qnas.nn.supernet import Supernet
+from qnas.retrained import is_alone
 from qnas.space import SearchSpace
 from qnas.train import Progress, Stage, set_stage_mode
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 class TrainedStages:
     """The stages of a run: their checkpoints, and an evaluator for each that is finished.
+
+    A net that was trained by itself is asked for like a stage, by ``alone/FOLDER``: :meth:`space`, :meth:`supernet` and
+    :meth:`evaluator` then speak of this net with its own weights.
 
     Args:
         run: whose configuration, data and registry are used; nothing is read before it is asked for.
@@ -80,12 +85,23 @@ class TrainedStages:
             raise StoreError(unknown_name(f"Stage of {self.run.store.path}:", name, names, "Correct --stage."))
         return names.index(name)
 
+    def check(self, name: str) -> None:
+        """Raise ``StoreError`` where there is neither a stage nor a net trained by itself of this name."""
+        if is_alone(name):
+            find_net(self.run, name)
+        else:
+            self.number(name)
+
     def space(self, name: str | None = None) -> SearchSpace:
         """Return the space of a stage's subnets, by default the last one's (see ``Stage.searched``)."""
+        if name is not None and is_alone(name):
+            return find_net(self.run, name).space(self.run)
         return self.all()[self.number(name)].searched(self.run.space)
 
     def supernet(self, name: str | None = None) -> Supernet:
         """Return the supernet after a stage, with the stage's own space."""
+        if name is not None and is_alone(name):
+            return find_net(self.run, name).supernet(self.run)
         run, number = self.run, self.number(name)
         path = self.checkpoint(name)
         supernet = components.build_supernet(run.registry, run.config, run.space, run.data)
@@ -97,7 +113,7 @@ class TrainedStages:
 
     def evaluator(self, name: str | None = None) -> Evaluator:
         """Return the evaluator of a stage's subnets, made once; all share the batches of images."""
-        stage = self.all()[self.number(name)].name
+        stage = name if name is not None and is_alone(name) else self.all()[self.number(name)].name
         if stage not in self._evaluators:
             run = self.run
             self._evaluators[stage] = components.build_evaluator(

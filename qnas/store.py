@@ -10,9 +10,11 @@ RUN/
   stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress; records.jsonl: events
   searches/NN-name/      front.json
   alone/KEY-START-ID/    stages/, result.json of a subnet that was trained by itself
+  retrain.json           which of those are searched points that were trained again
   ranks/                 comparisons of the supernet's ranking with training alone
   tensorboard/           events, by --tensorboard
   exports/KEY/           model.onnx, packed.safetensors, export.json, verify.json
+  exports/KEY-START-ID/  the same of a subnet that was trained by itself
   timings.json           seconds by phase, summed over interruptions; nothing else depends on it
   report.html, front.png
 ```

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -175,6 +175,34 @@ def print_front(front: Mapping[str, Any]) -> None:
     click.echo(
         f"Hypervolume {volume['search']:.4f} (search), {volume['test']:.4f} (test); reference point: {reference}"
     )
+
+
+def print_retrained(nets: Sequence[Mapping[str, Any]]) -> None:
+    """Print the nets that were trained again after the search."""
+    from rich.table import Table
+
+    from qnas.retrained import bits_said
+
+    metric, images = nets[0]["metric"], nets[0]["num_images"]
+    table = Table(title="Searched points, trained again by themselves", title_justify="left")
+    for name in ("subnet", "point of", "start", "bits"):
+        table.add_column(name)
+    for name in (f"{metric}, search ({images['search']})", f"{metric}, test ({images['test']})", "bitops", "passes"):
+        table.add_column(name, justify="right")
+    for net in nets:
+        errors = net["standard_error"]
+        table.add_row(
+            net["key"],
+            net["search"],
+            net["start"],
+            bits_said(net["sample"]),
+            *(f"{net['metrics'][s][metric]:.2%} ± {errors[s]:.2%}" for s in ("search", "test")),
+            f"{int(net['metrics']['test']['bitops']):,}",
+            f"{net['image_passes']:,.0f}",
+        )
+    stdout_console().print(table)
+    passes = sum(net["image_passes"] for net in nets)
+    click.echo(f"Passes: images through the run's largest subnet, smaller ones by their MACs; {passes:,.0f} in all")
 
 
 def print_rank(result: Mapping[str, Any]) -> None:

@@ -406,7 +406,10 @@ def output_options(function: F) -> F:
 
 def stage_option(function: F) -> F:
     """Add ``--stage``: of the training, whose weights count."""
-    text = "Training stage whose weights count; by default that of the search the subnet is from, else the last."
+    text = (
+        "Training stage whose weights count; by default that of the search the subnet is from, else the last. "
+        "alone/FOLDER for a net that was trained by itself."
+    )
     return click.option("--stage", metavar="NAME", help=text)(function)
 
 
