@@ -93,6 +93,18 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "recipe",
+        "nas-then-quantize",
+        "qnas_plugins.recipes:NAS_THEN_QUANTIZE",
+        "What OQAT is compared with: a float search, then its net trained at 4, 3 and 2 bits",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "search-then-retrain",
+        "qnas_plugins.recipes:SEARCH_THEN_RETRAIN",
+        "What OQAT is compared with: a quantized search, then its net trained alone",
+    )
+    yield ComponentSpec(
+        "recipe",
         "ptq",
         "qnas_plugins.recipes:PTQ",
         "Post-training quantization: a float net, quantized without training",
