@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from qnas.constraints import FeasibleSet, parse_constraint, total_violation
 from qnas.costs import CostTable, sample_costs
 from qnas.errors import ConfigError, ConstraintError, unknown_name
@@ -20,6 +18,7 @@ from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
 from qnas.recorder import NullRecorder, Recorder
 from qnas.space import Sample
 from qnas.statistics import standard_error
+from qnas.statistics import unpack_correct as unpack_correct  # its old place
 from qnas.store import RunDirectory
 
 
@@ -243,8 +242,3 @@ def choose(points: Sequence[Trial], metric: str, objectives: Sequence[Objective]
     """Return the point to deploy: best on the task's metric, then cheapest on the other objectives, then by key."""
     signs = [(o.name, 1.0 if o.direction == "min" else -1.0) for o in objectives if o.name != metric]
     return min(points, key=lambda t: (-t.metrics[metric], [s * t.metrics[n] for n, s in signs], t.key))
-
-
-def unpack_correct(packed: bytes, n: int) -> np.ndarray[Any, Any]:
-    """Return ``[n]`` booleans from stored bits."""
-    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n).astype(bool)

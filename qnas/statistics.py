@@ -18,6 +18,11 @@ def standard_error(accuracy: float, n: int) -> float:
     return math.sqrt(p * (1 - p) / (n + 4))
 
 
+def unpack_correct(packed: bytes, n: int) -> np.ndarray[Any, Any]:
+    """Return ``[n]`` booleans, which images were answered right, from stored bits."""
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n).astype(bool)
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its 95% confidence interval."""

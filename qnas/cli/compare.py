@@ -28,13 +28,15 @@ def command(
 ) -> None:
     """Fronts, hypervolumes and accuracy at equal cost of several RUNs, and which differences are significant.
 
-    Writes compare.html, compare.png and compare.json. The runs are only read, even while they go on. Of each, the last
-    finished search counts; RUN/searches/NAME names another. Runs that differ in nothing but the seed are averaged.
+    Writes compare.html, compare.png and compare.json. The runs are only read, even while they go on. Each stands for
+    the nets that it trained again ([retrain]), or for the last searches of all stages that it searches, or for its last
+    finished search; RUN/searches/NAME names one search. Runs that differ in nothing but the seed are averaged.
 
     \b
     Examples:
       qnas compare runs/a runs/b
       qnas compare runs/a runs/b runs/c --cost size_bytes --out results/size
+      qnas compare runs/oqat runs/nas-then-quantize runs/search-then-retrain-4
       qnas compare runs/a/searches/01-evolution runs/a/searches/02-random --budget 5e6
     """
     from qnas.cli import console

@@ -234,12 +234,13 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("run", overflow="fold")
     limits = (f"<= {metric(cost, budget, score)}" for budget in found["budgets"])
-    for name in ("hypervolume, search", "hypervolume, test", *limits):
+    for name in ("image passes", "hypervolume, search", "hypervolume, test", *limits):
         table.add_column(name, justify="right")
     for run, offers in zip(found["runs"], found["at_budget"], strict=True):
         volumes = [run["hypervolume"][split] for split in ("search", "test")]
         table.add_row(
             escape(run["name"]),
+            "-" if run["image_passes"] is None else f"{run['image_passes']:,.0f}",
             *("-" if volume is None else f"{volume:.3f}" for volume in volumes),
             *("-" if o["test"] is None else f"{100 * o['test']:.1f} ± {100 * o['test_error']:.1f}" for o in offers),
         )

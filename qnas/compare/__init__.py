@@ -1,4 +1,4 @@
-"""Several runs side by side: their fronts, what each reaches at equal cost, and which differences are real."""
+"""Several runs side by side: fronts or retrained nets, what each reaches at equal cost, which differences are real."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def compare_runs(paths: Sequence[Path], out: Path, cost: str = "bitops", budgets
     """Compare runs, which are only read, and write what was found.
 
     Args:
-        paths: of run directories (their last finished search counts) or of folders of searches, ``RUN/searches/NAME``.
+        paths: of run directories (see :func:`~qnas.compare.entries.read_entries` for what each stands for) or of
+            folders of searches, ``RUN/searches/NAME``.
         out: the folder to write to.
         cost: the metric that budgets are in.
         budgets: to compare at; by default chosen from the costs of the fronts.

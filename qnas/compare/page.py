@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qnas.report.charts import metric_shown
 from qnas.report.data import Json
-from qnas.report.formats import MINUS, MISSING, label, many, metric, p_value, percent_error
+from qnas.report.formats import MINUS, MISSING, count, label, many, metric, p_value, percent_error
 from qnas.report.markup import Markup, empty, join, num, table, tag
 from qnas.report.page import Section, chart, render_page, text_file
 
@@ -68,9 +68,10 @@ def fronts(found: Json) -> Markup:
     selector = tag("label", "Accuracies of the ", tag("select", *choice, id="split"))
     described = f"Fronts of {many(len(found['runs']), 'run')} in one chart; the table below holds their ends"
     said = (
-        "Each line is the front of a search, points ± one standard error; between points the cheaper one is the best "
-        "there is. The points were selected on the search split; the test split shows the same subnets on images "
-        "that selected nothing, so a line may fall back there."
+        "Each line is the front of a run, points ± one standard error; between points the cheaper one is the best "
+        "there is. A run that trained its searched points again stands for these nets, and one that searches several "
+        "stages of its training for their fronts together. The points were selected on the search split; the test "
+        "split shows the same subnets on images that selected nothing, so a line may fall back there."
     )
     controls = tag("div", selector, class_="controls scripted")
     return join(
@@ -87,6 +88,7 @@ def _runs_table(found: Json) -> Markup:
             run["seed"],
             run["evaluations"],
             len(run["points"]),
+            count(run["image_passes"]),
             percent_error((chosen.get("metrics") or {}).get(score), chosen.get("standard_error")),
             percent_error(test.get(score), test.get("standard_error")),
             *(_volume(run["hypervolume"][split]) for split in ("search", "test")),
@@ -94,7 +96,7 @@ def _runs_table(found: Json) -> Markup:
         cells = [tag("td", run["search"]), tag("td", run["strategy"]), *(tag("td", n, class_="num") for n in numbers)]
         rows.append(tag("tr", _name_cell(i, run["name"]), *cells))
     split = (f"Chosen: {label(found['metric'])}, search split", "Chosen: test split")
-    numeric = ("Seed", "Evaluations", "Points", *split, "Hypervolume, search", "Hypervolume, test")
+    numeric = ("Seed", "Evaluations", "Points", "Image passes", *split, "Hypervolume, search", "Hypervolume, test")
     return table("The runs and their fronts", ["Run", "Search", "Strategy", *map(num, numeric)], rows)
 
 
@@ -208,6 +210,8 @@ def notes(found: Json) -> Markup:
         "nothing. Budgets were chosen from costs alone unless they were given.",
         "± is one standard error over images of one trained supernet. A significant difference means that these two "
         "trained subnets differ, not that one method beats the other: that takes several seeds of each.",
+        "An image pass is one image forward and backward through a run's largest subnet; smaller subnets count by "
+        "their MACs. It is what training took: of the supernet, and of the nets that were trained again.",
         "Runs with different seeds split the images differently, so a test image of one may be a training image of "
         "another.",
     ]

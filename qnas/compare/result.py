@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from typing import Any
 
@@ -20,7 +20,7 @@ SPLITS = ("search", "test")
 
 
 def compare(entries: Sequence[Entry], cost: str, budgets: Sequence[float] = ()) -> Json:
-    """Compare finished searches.
+    """Compare what several runs found.
 
     Args:
         entries: two or more.
@@ -28,13 +28,15 @@ def compare(entries: Sequence[Entry], cost: str, budgets: Sequence[float] = ()) 
         budgets: to compare at; by default those of :func:`~qnas.compare.budgets.common_budgets`.
 
     Returns:
-        ``metric``, ``objectives``, ``cost``, ``budgets``; ``box`` of the hypervolumes; ``runs`` with their points and
-        ``hypervolume`` on both splits; ``at_budget``, a list a run of what it offers within each budget; ``pairs``, the
-        tests of all pairs within each budget; ``groups``, means over the seeds of one configuration.
+        ``metric``, ``objectives``, ``cost``, ``budgets``; ``box`` of the hypervolumes; ``runs`` with their points,
+        ``image_passes`` of training and ``hypervolume`` on both splits; ``at_budget``, a list a run of what it offers
+        within each budget; ``pairs``, the tests of all pairs within each budget; ``groups``, means over the seeds of
+        one configuration.
 
     Raises:
         ConfigError: metrics or objectives differ, or the cost is none.
     """
+    entries = with_objectives(entries, cost)
     check_alike(entries)
     check_cost(entries, cost)
     objectives = objectives_of(entries[0].front)
@@ -57,6 +59,20 @@ def compare(entries: Sequence[Entry], cost: str, budgets: Sequence[float] = ()) 
         }
     )
     return found
+
+
+def with_objectives(entries: Sequence[Entry], cost: str) -> list[Entry]:
+    """Return the entries, those of retrained nets with the objectives of the others, or with accuracy and the cost.
+
+    Such nets were not chosen by objectives among one another, so those of the comparison are theirs.
+    """
+    sought = [entry.front["objectives"] for entry in entries if entry.front["objectives"] is not None]
+    own = [{"name": entries[0].metric, "direction": "max"}, {"name": cost, "direction": "min"}]
+    goals = sought[0] if sought else own
+    return [
+        entry if entry.front["objectives"] is not None else replace(entry, front={**entry.front, "objectives": goals})
+        for entry in entries
+    ]
 
 
 def check_alike(entries: Sequence[Entry]) -> None:
@@ -90,6 +106,7 @@ def _run(entry: Entry, objectives: Sequence[Objective], box: Box | None) -> Json
     return {
         "name": entry.name,
         "seed": entry.seed,
+        "image_passes": entry.image_passes,
         **{name: front.get(name) for name in kept},
         "points": points,
         "hypervolume": {s: volume(values[s], objectives, box) if values[s] else None for s in SPLITS},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qnas.report.data import Json
-from qnas.statistics import CONFIDENCE, Interval, paired
+from qnas.statistics import CONFIDENCE, Interval, paired, unpack_correct
 
 if TYPE_CHECKING:
     from qnas.store import RunDirectory
@@ -25,8 +25,6 @@ def stored_answers(store: RunDirectory, points: Sequence[Json], metric: str, spl
     A subnet may have been measured more than once, for example with other calibrators: the measurement whose accuracy
     the front reports counts.
     """
-    from qnas.search import unpack_correct
-
     found = {}
     for point in points:
         reported = (point["metrics"] if split == "search" else point.get("test") or {}).get(metric)

@@ -31,6 +31,14 @@
     return lines.join("<br>");
   }
 
+  function netHover(net) {
+    const lines = [`<b>${escape(net.key)}</b> trained again by itself, from ${escape(net.start)}`, `bits: ${escape(net.bits)}`, `image passes: ${escape(net.passes)}`];
+    data.metrics.forEach(({ name, label: shown }, i) => lines.push(`${escape(shown)}: ${format(name, net.metrics[i])}`));
+    if (net.test != null) lines.push(`on the test split: ${(100 * net.test).toFixed(2)}% ± ${(100 * (net.test_error ?? 0)).toFixed(2)}%`);
+    lines.push(`searched as ${escape(net.from)}`);
+    return lines.join("<br>");
+  }
+
   function frontAxis(name, entries) {
     if (name === "number") return axis("trial");
     const values = entries.map((entry) => read(entry, name));
@@ -92,6 +100,12 @@
         hovertext: tested.map(titled("test split, trial ")),
       });
     }
+    const nets = known(data.retrained, x, y);
+    const netBars = { type: "data", array: nets.map((n) => n.error), color: colour("chosen"), thickness: 1, width: 2 };
+    add("trained again by themselves", nets, {
+      ...(x === data.score ? { error_x: netBars } : y === data.score ? { error_y: netBars } : {}),
+      marker: { color: colour("chosen"), symbol: "diamond-open", size: 10, line: { width: 2 } }, hovertext: nets.map(netHover),
+    });
     const chosen = points.filter((p) => p.chosen);
     add("chosen", chosen, { marker: { color: "rgba(0,0,0,0)", size: 19, line: { color: colour("chosen"), width: 2.5 } }, hoverinfo: "skip" });
     return traces;
@@ -115,7 +129,7 @@
   const selects = Object.fromEntries([...document.querySelectorAll("#axes select")].map((s) => [s.dataset.axis, s]));
   function drawFront() {
     const [x, y, shade] = [selects.x.value, selects.y.value, selects.colour.value];
-    const entries = known([...data.trials, ...data.points], x, y);
+    const entries = known([...data.trials, ...data.points, ...data.retrained], x, y);
     const extra = { xaxis: frontAxis(x, entries), yaxis: frontAxis(y, entries), shapes: limits(x, y, entries), height: narrow() ? 430 : 480 };
     draw("front", frontTraces(x, y, shade), extra);
   }

@@ -8,9 +8,10 @@ from typing import Any
 
 from qnas.report.answers import point_gap, tied
 from qnas.report.data import Json, ReportData, json_safe, number
-from qnas.report.formats import label
+from qnas.report.formats import count, label
 from qnas.report.inside import quantities
 from qnas.report.volume import Box, common_box, complete, objectives_of, volume
+from qnas.retrained import bits_said
 
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=|<|>|≤|≥)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
 _CURVES = ("number", "score", "best", "front", "feasible", "volume")
@@ -53,6 +54,7 @@ def chart_data(data: ReportData) -> Json:
             for front in data.fronts[:-1]
             if front.get("objectives") == data.objectives
         ],
+        "retrained": [_net(net, data, names) for net in data.retrained],
         "progress": progress(data),
         "training": training(data.history),
         "gap": data.gap,
@@ -92,6 +94,22 @@ def _point(point: Json, data: ReportData, names: Sequence[str], labels: Sequence
         "tied": tied(number(data.ties.get(point["key"]), "chosen")),
         "sample": [point["sample"].get(knob) for knob in labels],
         "chosen": point["key"] == data.front.get("chosen"),
+    }
+
+
+def _net(net: Json, data: ReportData, names: Sequence[str]) -> Json:
+    """Return a net that was trained again, placed like a point of a front."""
+    metrics, errors = net.get("metrics") or {}, net.get("standard_error") or {}
+    return {
+        "key": net["key"],
+        "metrics": [number(metrics.get("search"), name) for name in names],
+        "error": number(errors, "search"),
+        "test": number(metrics.get("test"), data.score),
+        "test_error": number(errors, "test"),
+        "bits": bits_said(net.get("sample") or {}),
+        "passes": count(number(net, "image_passes")),
+        "from": net.get("searched_key"),
+        "start": net.get("start"),
     }
 
 

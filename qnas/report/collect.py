@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qnas.report.answers import front_noise
 from qnas.report.data import Json, ReportData
+from qnas.retrained import read_retrained
 
 if TYPE_CHECKING:
     from qnas.run import Run
@@ -38,7 +39,8 @@ def report_data(run: Run) -> ReportData:
         timings=run.timings(),
         name=store.path.name,
         fronts=fronts,
-        alone=[{k: v for k, v in result.items() if k != "correct"} for result in list_alone(store.path)],
+        alone=[_without_answers(result) for result in list_alone(store.path)],
+        retrained=[_without_answers(net) for net in read_retrained(store.path).get("nets", [])],
         ranks=[dict(comparison) for comparison in list_ranks(store.path)],
         inside=thinned(list(_looks([path.parent for path in run.stages.checkpoints()])), LOOKS),
     )
@@ -46,6 +48,10 @@ def report_data(run: Run) -> ReportData:
         return data
     ties, gap = front_noise(store, fronts[-1], data.points)
     return replace(data, ties=ties, gap=gap)
+
+
+def _without_answers(result: Json) -> Json:
+    return {name: value for name, value in result.items() if name != "correct"}
 
 
 def _looks(folders: Sequence[Path]) -> Iterator[Json]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qnas.retrained import is_alone
+
 Json = dict[str, Any]
 
 DEFAULT_SCORE = "accuracy"
@@ -42,6 +44,7 @@ class ReportData:
         ties: p-values of the points of the front; see :func:`qnas.report.answers.ties`.
         gap: mean fall of the score from the search to the test split, as ``value``, ``low``, ``high``.
         alone: results of subnets that were trained by themselves.
+        retrained: those of them that are searched points trained again, with ``search``, ``searched_key``, ``bits``.
         ranks: comparisons of the supernet's ranking with training alone.
         inside: looks inside the supernet while it trained, one subnet each: ``stage``, ``number``, ``key``, ``steps``,
             ``clip_ratios``, ``bn_std``, ``gradient_norms``.
@@ -60,6 +63,7 @@ class ReportData:
     ties: dict[str, Json] = field(default_factory=dict)
     gap: Json = field(default_factory=dict)
     alone: list[Json] = field(default_factory=list)
+    retrained: list[Json] = field(default_factory=list)
     ranks: list[Json] = field(default_factory=list)
     inside: list[Json] = field(default_factory=list)
 
@@ -100,8 +104,9 @@ class ReportData:
         return list(dict.fromkeys(str(name) for entry in entries for name in entry["metrics"]))
 
     def export_of(self, key: str) -> Json | None:
-        """Return the export of a subnet, if there is one."""
-        return next((export for export in self.exports if export["key"] == key), None)
+        """Return the export of a subnet of the supernet, if there is one."""
+        own = (e for e in self.exports if e["key"] == key and not is_alone(e.get("stage")))
+        return next(own, None)
 
     def _maximised(self, name: str) -> bool:
         return any(o["name"] == name and o["direction"] == "max" for o in self.objectives)
