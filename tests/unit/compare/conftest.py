@@ -36,18 +36,25 @@ def fabricate(
     objectives: Sequence[Mapping[str, str]] = OBJECTIVES,
     metric: str = "accuracy",
     epochs: int = 1,
+    settings: Mapping[str, object] | None = None,
     **extra: object,
 ) -> Path:
-    """Write a run whose front has points of (BitOPs, right on the search split, right on the test split)."""
-    config = load_config({"seed": seed, "train": {"epochs": epochs}})
-    path.mkdir(parents=True)
+    """Write a run whose front has points of (BitOPs, right on the search split, right on the test split).
+
+    Called again with another ``stage``, it adds a search to the run.
+    """
+    config = load_config({"seed": seed, "train": {"epochs": epochs}}, settings or {})
+    path.mkdir(parents=True, exist_ok=True)
+    stage = extra.get("stage", "")
     write_text(path / CONFIG, config.to_toml())
     write_json(path / "data.json", {"name": "digits", "digest": digest})
     with RunDirectory(path) as store:
-        name, _ = store.open_search(strategy, {"strategy": strategy, "evaluations": len(points), "seed": seed})
+        name, _ = store.open_search(
+            strategy, {"strategy": strategy, "evaluations": len(points), "seed": seed, "stage": stage}
+        )
         front = []
         for i, (bitops, *right) in enumerate(points):
-            key, measured = f"{path.name}{i}", {}
+            key, measured = f"{path.name}{stage}{i}", {}
             for split, number in zip(("search", "test"), right, strict=True):
                 bits = fabricated_answers(number, 7 * i + seed)
                 measured[split] = {metric: float(bits.mean()), "bitops": bitops, "size_bytes": bitops // 100}
