@@ -27,6 +27,7 @@ from qnas.config import (
     tomllib,
 )
 from qnas.errors import ConfigError
+from qnas.retrain import check_retrain
 
 # --- round trips -------------------------------------------------------------------------------------------------
 
@@ -190,6 +191,32 @@ def test_a_recipe_has_other_settings_for_large_images(registry, tmp_path):
     mine.write_text("[train]\nbatch_size = 32\n")
     over = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "config_file": mine})
     assert (over.train.batch_size, over.train.optimizer) == (32, "sgd")
+
+
+@pytest.mark.parametrize("size", [16, 224])
+def test_what_oqat_is_compared_with_is_on_equal_ground(registry, size):
+    names = ("oqat", "nas-then-quantize", "search-then-retrain")
+    oqat, nas, again = (options.resolve_config(registry, {"recipe": name, "image_size": size}) for name in names)
+    float_stage, four = oqat.train.stages[:2]
+    for config in (nas, again):
+        assert config.space == oqat.space
+        assert config.evaluation == oqat.evaluation
+        assert config.train.model_copy(update={"stages": ()}) == oqat.train.model_copy(update={"stages": ()})
+        assert config.train.stages[0] == float_stage
+        own = {"stages": (), "objectives": ()}
+        assert config.search.model_copy(update=own) == oqat.search.model_copy(update=own)
+        assert config.retrain.points == "chosen"
+    assert nas.quantization == oqat.quantization
+    assert again.quantization == oqat.quantization.model_copy(update={"w_bits": (4,), "a_bits": (4,)})
+    assert (nas.retrain.start, nas.retrain.bits, again.retrain.start) == ("supernet", (4, 3, 2), "scratch")
+    for stage in (*nas.retrain.stages, again.train.stages[1]):
+        assert (stage.epochs, stage.lr, stage.quantize) == (four.epochs, four.lr, True)
+    assert (nas.search.stages, nas.search.objectives) == (("float",), ("accuracy", "macs"))
+    assert (again.search.stages, again.search.objectives) == (("quantized",), ("accuracy", "bitops"))
+    for config in (nas, again):
+        check_retrain(config, registry)
+    two = options.resolve_config(registry, {"recipe": "search-then-retrain", "w_bits": [2], "a_bits": [2]})
+    check_retrain(two, registry)
 
 
 def test_flags_that_a_list_of_stages_makes_idle_are_refused(registry):

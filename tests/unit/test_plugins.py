@@ -26,7 +26,7 @@ BUILT_IN = {
     "dataset": {"digits", "files"},
     "task": {"classification"},
     "device": {"onnxruntime"},
-    "recipe": {"ofa-evolution", "ptq"},
+    "recipe": {"ofa-evolution", "oqat", "nas-then-quantize", "search-then-retrain", "ptq"},
 }
 
 
