@@ -62,6 +62,9 @@ def chart_data(data: ReportData) -> Json:
         "inside": _inside(data),
     }
     content["axes"] = axis_names(content)
+    if content["retrained"] and "bitops" in names and "bitops" not in content["axes"]:
+        y, _, colour = content["axes"]
+        content["axes"] = (y, "bitops", colour)  # nets of one architecture at several bit-widths differ in this alone
     safe: Json = json_safe(content)
     return safe
 

@@ -37,7 +37,8 @@ def tiles(data: ReportData) -> Markup:
         shown += [
             _tile(heading(name), metric(name, point["metrics"][name], score), _exactly(point, name)) for name in known
         ]
-        shown.append(_verified_tile(data.export_of(point["key"])))
+        export = data.export_of(point["key"])
+        shown.append(_retrained_tile(data) if export is None and data.retrained else _verified_tile(export))
     shown.append(_tile("Evaluations", count(evaluations), many(len(data.points), "point") + " on the front"))
     return join(shown, "\n")
 
@@ -75,6 +76,15 @@ def _verified_tile(export: Json | None) -> Markup:
         if verify["passed"]
         else _tile("Verified?", "no", many(failures, "failure"), "bad")
     )
+
+
+def _retrained_tile(data: ReportData) -> Markup:
+    """Return how many of the nets that were trained again, in the chosen subnet's place, passed their verification."""
+    ids = {f"alone/{net['id']}" for net in data.retrained}
+    passed = [e for e in data.exports if e.get("stage") in ids and (e.get("verify") or {}).get("passed")]
+    said = f"{many(len(passed), 'verified export')} of {many(len(ids), 'net')} trained again"
+    kind = "good" if len(passed) == len(ids) else ""
+    return _tile("Verified?", "yes" if kind else "not all", said, kind)
 
 
 def front(data: ReportData) -> Markup:

@@ -287,6 +287,12 @@ def test_qnas_run_deploys_the_retrained_nets_and_is_compared_by_them(searched, t
     monkeypatch.setattr(Trainer, "run", None)  # the second time nothing is trained
     shown = qnas("run", "--resume", path, "-q").out
     assert "Searched points, trained again by themselves" in shown
+    report = (path / "report.html").read_text()
+    assert "2 verified exports of 2 nets trained again" in report
+    with Run.open(path, registry) as run:
+        drawn = chart_data(report_data(run))
+    assert drawn["axes"] == ["accuracy", "bitops", None]
+    assert [n["bits"] for n in drawn["retrained"]] == ["4", "2"]
     for net in nets:
         assert net["key"] in shown
         assert f"{net['metrics']['test']['accuracy']:.2%} ± {net['standard_error']['test']:.2%}" in shown
