@@ -116,6 +116,8 @@ class TrainedStages:
         stage = name if name is not None and is_alone(name) else self.all()[self.number(name)].name
         if stage not in self._evaluators:
             run = self.run
+            if is_alone(stage):  # of many such nets only the last is held in memory
+                self._evaluators = {name: kept for name, kept in self._evaluators.items() if not is_alone(name)}
             self._evaluators[stage] = components.build_evaluator(
                 run.registry,
                 run.config,

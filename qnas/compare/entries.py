@@ -178,7 +178,7 @@ def _read(run: Path, searches: Sequence[str], name: str) -> Entry:
 def _identity(config: Json, settings: Sequence[Json]) -> str:
     """Return everything that decides a result but the seed. The searches' settings may differ from the run's."""
     left_out = ("seed", "search")
-    chosen = ("strategy", "options", "evaluations", "objectives", "constraints", "stage", "retrained")
+    chosen = ("strategy", "options", "evaluations", "objectives", "constraints", "stage", "stages", "retrained")
     identity: dict[str, Any] = {name: value for name, value in config.items() if name not in left_out}
     identity["search"] = [{name: one.get(name) for name in chosen} for one in settings]
     return json.dumps(identity, sort_keys=True, default=str)
