@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +47,7 @@ class AloneSettings:
         start: as the supernet began, from new weights (or the run's initial ones, ``train.init``) through all stages
             (``scratch``), or from the supernet's weights through the last stage again (``supernet``; ranges that this
             stage trains are not calibrated anew). All stages use the subnet's own bit-widths.
+        stage: the last stage, whose supernet is meant; ``None`` for the last one of all.
         seed: of weights and batches; splits and calibration images stay the run's.
         budget: epochs of each stage, as a multiple of the supernet's. An epoch shows each image once.
         lr: peak learning rate; ``None`` for each stage's own.
@@ -56,6 +57,7 @@ class AloneSettings:
     seed: int = 0
     budget: float = 1.0
     lr: float | None = None
+    stage: str | None = None
 
     def stages(self, config: RunConfig) -> tuple[StageConfig, ...]:
         """Return the stages to train.
@@ -63,13 +65,23 @@ class AloneSettings:
         Raises:
             ConfigError: from scratch, none of them trains anything.
         """
-        stages = config.train.all_stages()
+        stages = self.earlier(config)
         if self.start == "scratch" and not any(stage.epochs for stage in stages):
             raise ConfigError(
                 "No stage of this run trains (all epochs are 0), so a subnet cannot be trained from scratch as the "
                 "supernet was. Start from its weights: --from supernet."
             )
         return tuple(self._stage(stage) for stage in (stages[-1:] if self.start == "supernet" else stages))
+
+    def named(self, config: RunConfig) -> AloneSettings:
+        """Return these settings with the stage by its name, so that they stay the same when a run gets more stages."""
+        return replace(self, stage=self.stage or config.train.all_stages()[-1].name)
+
+    def earlier(self, config: RunConfig) -> tuple[StageConfig, ...]:
+        """Return the run's stages as far as the one that is meant."""
+        stages = config.train.all_stages()
+        names = [stage.name for stage in stages]
+        return stages if self.stage is None else stages[: names.index(self.stage) + 1]
 
     def _stage(self, stage: StageConfig) -> StageConfig:
         changed: dict[str, Any] = {"w_bits": (), "a_bits": (), "inherit": False}
@@ -104,15 +116,17 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         ConfigError: from scratch, no stage would train anything.
         StoreError: it starts from the supernet, which is not trained to the end.
     """
-    key = run.space.key(sample)
+    settings = settings.named(run.config)
+    space = run.stages.space(settings.stage)
+    key = space.key(sample)
     folder = alone_directory(run.store.path, key, settings)
     done = run.store.read_json(folder / "result.json")
     if done is not None:
         return dict(done)
     config = _config(run.config, settings)
-    pinned = run.space.pin(sample)
+    pinned = space.pin(sample)
     supernet = _supernet(run, config, pinned, settings)
-    started = _trained_roles(run.config) if settings.start == "supernet" else ()
+    started = _trained_roles(settings.earlier(run.config)) if settings.start == "supernet" else ()
     trainer = components.build_trainer(
         run.registry,
         config,
@@ -167,9 +181,8 @@ def _config(config: RunConfig, settings: AloneSettings) -> RunConfig:
     return config.model_copy(update={"seed": settings.seed, "train": train})
 
 
-def _trained_roles(config: RunConfig) -> Sequence[str]:
-    stages = components.make_stages(config)
-    return tuple(dict.fromkeys(role for stage in stages for role in stage.quantized_roles))
+def _trained_roles(stages: Sequence[StageConfig]) -> Sequence[str]:
+    return tuple(dict.fromkeys(role for stage in stages if stage.quantize for role in stage.roles))
 
 
 def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneSettings) -> Supernet:
@@ -179,7 +192,7 @@ def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneS
     supernet.activate(pinned.highest())
     convolutions = [module for module in supernet.modules() if isinstance(module, ElasticConv)]
     if settings.start == "supernet":
-        load_weights(supernet, run.trained_checkpoint())
+        load_weights(supernet, run.stages.checkpoint(settings.stage))
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer_seed(settings.seed, FOLDER, int(pinned.key(pinned.highest()), 16)))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qnas.errors import StoreError
 from qnas.files import write_atomically
+from qnas.nn.quantizer import Quantizer
 from qnas.nn.supernet import Supernet
 from qnas.train import Progress, Trainer
 
@@ -75,13 +76,24 @@ def _progress(meta: dict[str, Any], path: Path) -> Progress:
 
 
 def _load_weights(supernet: Supernet, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load all weights; only quantizers that can inherit may lack the state of bit-widths, which came later."""
+    growing = tuple(
+        f"{name}."
+        for name, module in supernet.named_modules()
+        if isinstance(module, Quantizer) and type(module).inherit is not Quantizer.inherit
+    )
     try:
-        supernet.load_state_dict(_part(tensors, "model."))
+        found = supernet.load_state_dict(_part(tensors, "model."), strict=False)
+        wrong = [*found.unexpected_keys, *(name for name in found.missing_keys if not name.startswith(growing))]
+        reason = f"only one of the two has {wrong[0]}." if wrong else ""
     except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+    if reason:
         raise StoreError(
             f"The checkpoint {path} does not fit the space and quantizers of {path.parents[2] / 'config.toml'}: "
-            f"{str(error).splitlines()[1].strip()} Restore the configuration it was trained with."
-        ) from error
+            f"{reason} Restore the configuration it was trained with."
+        )
+    supernet.unset = frozenset(found.missing_keys)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from qnas.config import RunConfig
 from qnas.data import Data, ImageSet, TrainBatches, prepare
 from qnas.errors import ConfigError, PluginError, unknown_name
-from qnas.evaluate import Evaluator, EvaluatorSettings
+from qnas.evaluate import Evaluator, EvaluatorSettings, SizedBatches
 from qnas.nn.folding import folding_policy
 from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
@@ -278,9 +278,16 @@ def cost_models(registry: Registry) -> dict[str, CostModel]:
 
 
 def build_evaluator(
-    registry: Registry, config: RunConfig, supernet: Supernet, data: Data, stage: str, device: torch.device
+    registry: Registry,
+    config: RunConfig,
+    supernet: Supernet,
+    data: Data,
+    stage: str,
+    device: torch.device,
+    *,
+    sized: SizedBatches | None = None,
 ) -> Evaluator:
-    """Return the evaluator that every strategy and command shares."""
+    """Return the evaluator that every strategy and command shares; for ``sized`` see there."""
     evaluation = config.evaluation
     return Evaluator(
         supernet,
@@ -295,9 +302,10 @@ def build_evaluator(
             precision=f"float32 on {device.type}",
             stage=stage,
             seed=config.seed,
-            scheme=config.quantization.model_dump_json(),
+            scheme=config.quantization.model_dump_json(exclude={"w_bits", "a_bits"}),  # those are in the sample
         ),
         device,
+        sized,
     )
 
 

@@ -118,6 +118,7 @@ class SearchConfig(_Section):
     evaluations: int = Field(default=60, ge=1)
     objectives: tuple[str, ...] = ("accuracy", "bitops")
     constraints: tuple[str, ...] = ()
+    stages: tuple[str, ...] = Field(default=(), description="training stages to search, each by itself; the last one")
     options: dict[str, Any] = {}
 
 
@@ -195,6 +196,9 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
     names = [stage.name for stage in config.train.all_stages()]
     if len(set(names)) != len(names):
         raise ConfigError(f"train.stages must have different names; given: {', '.join(names)}. Rename one.")
+    for name in config.search.stages:
+        if name not in names:
+            raise ConfigError(unknown_name("The stage", name, names, "Correct --stage (search.stages)."))
     return config
 
 

@@ -21,6 +21,8 @@ from qnas.protocols import Calibrator, CostModel, Task
 from qnas.space import Value
 
 MEASUREMENT = 1  # raised whenever judging changes what it measures
+SizedBatches = dict[tuple[str, int], list[Tensor]]
+"""Batches that were made, by split and resolution."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Evaluator:
         costs: cost models by name.
         settings: see there.
         device: where subnets are calibrated and measured; the supernet and extraction stay on the CPU.
+        sized: batches that evaluators of the same data, settings and device share.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Evaluator:
         costs: Mapping[str, CostModel],
         settings: EvaluatorSettings,
         device: torch.device | None = None,
+        sized: SizedBatches | None = None,
     ) -> None:
         self.supernet = supernet
         self.device = device or torch.device("cpu")
@@ -98,14 +102,16 @@ class Evaluator:
         self.costs = dict(costs)
         self.settings = settings
         self._calibration = data.train.subset(settings.calibration_images, settings.seed, "calibration")
-        self._sized: dict[tuple[str, int], list[Tensor]] = {}
+        self._sized: SizedBatches = {} if sized is None else sized
         self._digest: str | None = None
 
     def digest(self) -> str:
-        """Return the digest of the supernet's weights and mode."""
+        """Return the digest of the supernet's weights and mode, without those that no training has set yet."""
         if self._digest is None:
             digest = hashlib.sha256(self.supernet.mode.encode())
             for name, tensor in sorted(self.supernet.state_dict().items()):
+                if name in self.supernet.unset:
+                    continue
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
             self._digest = digest.hexdigest()

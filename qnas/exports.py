@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qnas.deploy import export_onnx, verify, write_packed
-from qnas.errors import StoreError
+from qnas.errors import ExportError, StoreError
 from qnas.evaluate import Evaluator
 from qnas.files import write_json
 from qnas.protocols import Device
@@ -17,7 +17,7 @@ from qnas.store import RunDirectory
 
 
 class Exports:
-    """The folder ``exports`` of a run.
+    """The folder ``exports`` of a run; of a subnet it holds the model that was exported last.
 
     Args:
         store: of the run.
@@ -38,6 +38,12 @@ class Exports:
         Raises:
             ExportError: a part of it has no integer counterpart.
         """
+        stage = self.evaluator.settings.stage
+        if "float" in self.evaluator.supernet.mode:
+            raise ExportError(
+                f"Stage {stage!r} of {self.store.path} does not quantize both weights and activations, so its subnets "
+                "do not run on integers. Export a subnet of a quantized stage (--stage)."
+            )
         key = self.evaluator.supernet.space.key(sample)
         folder = self.store.export_directory(key)
         (folder / "verify.json").unlink(missing_ok=True)  # it speaks of the model that is replaced now
@@ -48,6 +54,7 @@ class Exports:
         packed_bytes = write_packed(subnet, folder / "packed.safetensors", metadata=names)
         value = {
             "key": key,
+            "stage": stage,
             "sample": sample,
             "onnx": str(Path("exports") / key / "model.onnx"),
             "onnx_bytes": summary.size_bytes,
@@ -69,9 +76,11 @@ class Exports:
         evaluator = self.evaluator
         key = evaluator.supernet.space.key(sample)
         folder = self.store.export_directory(key)
-        if not all((folder / name).is_file() for name in ("export.json", "model.onnx")):
+        exported = self.store.read_json(folder / "export.json", {})
+        if exported.get("stage") != evaluator.settings.stage or not (folder / "model.onnx").is_file():
+            of = f" after stage {evaluator.settings.stage!r}"
             raise StoreError(
-                f"{self.store.path} holds no exported model of subnet {key}. "
+                f"{self.store.path} holds no exported model of subnet {key}{of}. "
                 f"Run `qnas export {self.store.path} --config {key}` first."
             )
         subnet = evaluator.subnet(sample)

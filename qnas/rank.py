@@ -51,15 +51,18 @@ def rank(run: Run, num_configs: int, settings: AloneSettings) -> dict[str, Any]:
     Returns:
         What the file in ``ranks/`` holds: ``configs`` with both accuracies, and Kendall's ``tau`` with its interval.
     """
-    samples = draw_distinct(run.space, num_configs, run.config.seed)
-    metric = run.evaluator.task.metric
+    settings = settings.named(run.config)
+    evaluator = run.stages.evaluator(settings.stage)
+    space = evaluator.supernet.space
+    samples = draw_distinct(space, num_configs, run.config.seed)
+    metric = evaluator.task.metric
     with run.processes.leading():
-        scores = [m[metric] for m in measure(run.store, run.evaluator, run.processes, samples, "search")]
+        scores = [m[metric] for m in measure(run.store, evaluator, run.processes, samples, "search")]
     done: list[dict[str, Any]] = []
     with run.processes.leading():
         for start in range(0, len(samples), run.processes.size):
             part = samples[start : start + run.processes.size]
-            keys = [run.space.key(sample) for sample in part]
+            keys = [space.key(sample) for sample in part]
             run.recorder.record("alone", {"number": start + 1, "total": len(samples), "keys": keys})
             done += run.processes.map(_train_in(run), [(sample, settings) for sample in part])
     truth = [result["metrics"]["test"][metric] for result in done]
@@ -88,9 +91,9 @@ def rank(run: Run, num_configs: int, settings: AloneSettings) -> dict[str, Any]:
     return value
 
 
-def help_rank(run: Run) -> None:
+def help_rank(run: Run, settings: AloneSettings) -> None:
     """Do a follower's share of :func:`rank`."""
-    run.processes.serve(run.evaluator.judge)
+    run.processes.serve(run.stages.evaluator(settings.stage).judge)
     run.processes.serve(_train_in(run))
 
 

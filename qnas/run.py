@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qnas import components
-from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
+from qnas.checkpoint import load_checkpoint, read_progress, save_checkpoint
+from qnas.choice import find
 from qnas.config import RunConfig, load_config, read_toml
 from qnas.data import Data
 from qnas.environment import environment
@@ -21,7 +22,6 @@ from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
 from qnas.initial import file_digest, load_initial_weights
 from qnas.machine import check_compiler, resolve_machine
-from qnas.nn.subnet import Subnet
 from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes, resolve_device
@@ -29,8 +29,9 @@ from qnas.recorder import NullRecorder, Recorder
 from qnas.records import keep_records
 from qnas.search import Search, SearchSettings
 from qnas.space import Sample, SearchSpace
+from qnas.stages import TrainedStages
 from qnas.store import CONFIG, RunDirectory
-from qnas.train import Progress, Trainer, set_stage_mode
+from qnas.train import Progress, Trainer
 
 if TYPE_CHECKING:
     from qnas.alone import AloneSettings
@@ -134,15 +135,20 @@ class Run:
             registry.load(kind, name)
         components.subnet_calibrators(registry, config)
         components.range_calibrators(registry, config)
-        self.check_search(config)
-        for stage in components.make_stages(config):
-            stage.view(self.space)
+        stages = {stage.name: stage.searched(self.space) for stage in components.make_stages(config)}
+        for name in config.search.stages or [list(stages)[-1]]:
+            self.check_search(config, stages[name])
         supernet = components.build_supernet(registry, config, self.space, self.data)
         if config.train.init is not None:
             load_initial_weights(supernet, Path(config.train.init))
 
-    def check_search(self, config: RunConfig) -> None:
-        """Check objectives, constraints and strategy of a configuration without a supernet."""
+    def check_search(self, config: RunConfig, space: SearchSpace) -> None:
+        """Check objectives, constraints and strategy of a configuration without a supernet.
+
+        Args:
+            config: names them.
+            space: that is searched, of one stage.
+        """
         from qnas.constraints import FeasibleSet, parse_constraint
         from qnas.costs import CostTable
         from qnas.protocols import SearchProblem
@@ -157,8 +163,8 @@ class Run:
                 raise ConstraintError(
                     f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
                 )
-        feasible = FeasibleSet(CostTable(self.space, costs), constraints, config.seed)
-        problem = SearchProblem(self.space, objectives, feasible.draw, feasible.repair, config.seed)
+        feasible = FeasibleSet(CostTable(space, costs), constraints, config.seed)
+        problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
 
     # --- parts -------------------------------------------------------------------------------------------------
@@ -185,25 +191,18 @@ class Run:
         return components.build_space(self.registry, self.config, self.data)
 
     @cached_property
-    def trained(self) -> Supernet:
-        """The supernet after the last finished stage.
+    def stages(self) -> TrainedStages:
+        """The stages of training, and what judges the subnets of each."""
+        return TrainedStages(self)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The shared evaluator over the supernet after the last stage.
 
         Raises:
             StoreError: training is not finished.
         """
-        finished = self.trained_checkpoint()
-        supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
-        load_weights(supernet, finished)
-        set_stage_mode(supernet, components.make_stages(self.config)[-1])
-        supernet.eval()
-        return supernet
-
-    @cached_property
-    def evaluator(self) -> Evaluator:
-        """The shared evaluator over the trained supernet."""
-        stage = self.config.train.all_stages()[-1].name
-        device = self.processes.device
-        return components.build_evaluator(self.registry, self.config, self.trained, self.data, stage, device)
+        return self.stages.evaluator()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -221,38 +220,22 @@ class Run:
 
     # --- training ----------------------------------------------------------------------------------------------
 
-    def checkpoints(self) -> list[Path]:
-        """Return the checkpoint file of every stage, whether it exists or not."""
-        return [self.store.stage_checkpoint(i, s.name) for i, s in enumerate(self.config.train.all_stages())]
-
-    def latest_checkpoint(self) -> Path | None:
-        """Return the checkpoint of the furthest stage, or ``None``."""
-        found = [path for path in self.checkpoints() if path.is_file()]
-        return found[-1] if found else None
-
     def trained_checkpoint(self) -> Path:
         """Return the checkpoint after the last stage.
 
         Raises:
             StoreError: training is not finished.
         """
-        finished = self.latest_checkpoint()
-        if finished is None or read_progress(finished).stage < len(self.config.train.all_stages()):
-            raise StoreError(
-                f"The supernet in {self.store.path} is not trained to the end. "
-                f"Go on with `qnas train --resume {self.store.path}`."
-            )
-        return finished
+        return self.stages.checkpoint()
 
     def progress(self) -> Progress:
         """Return where training stands."""
-        latest = self.latest_checkpoint()
-        return Progress() if latest is None else read_progress(latest)
+        return self.stages.progress()
 
     def train(self) -> Progress:
         """Train what is left; every epoch ends in a checkpoint."""
         stages = self.config.train.all_stages()
-        latest = self.processes.share(self.latest_checkpoint())  # before the leader writes a newer one
+        latest = self.processes.share(self.stages.latest_checkpoint())  # before the leader writes a newer one
         if latest is not None and read_progress(latest).stage >= len(stages):
             return read_progress(latest)
         check_compiler(self.config, self.registry)
@@ -266,7 +249,7 @@ class Run:
             elif self.config.train.init is not None:
                 self.load_initial(supernet)
             self.processes.share(None)  # all have read the checkpoint that the leader is about to replace
-            keep_records(trainer, [path.parent for path in self.checkpoints()])
+            keep_records(trainer, [path.parent for path in self.stages.checkpoints()])
             trainer.run(self._save)
             self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
@@ -298,18 +281,22 @@ class Run:
             return
         progress = trainer.progress
         number = progress.stage if progress.epoch else progress.stage - 1
-        save_checkpoint(trainer, self.checkpoints()[number])
+        save_checkpoint(trainer, self.stages.checkpoints()[number])
 
     # --- search ------------------------------------------------------------------------------------------------
 
-    def search(self, config: RunConfig | None = None) -> dict[str, Any]:
-        """Search with this run's settings, or others; return what ``front.json`` holds (nothing in a follower)."""
+    def search(self, config: RunConfig | None = None, stage: str | None = None) -> dict[str, Any]:
+        """Search the subnets of one stage, by default the last one, with this run's settings or others.
+
+        Returns:
+            What ``front.json`` holds; nothing in a follower.
+        """
+        evaluator = self.stages.evaluator(stage)
         if not self.processes.leader:
-            self.processes.serve(self.evaluator.judge)
+            self.processes.serve(evaluator.judge)
             return {}
         settings = (config or self.config).search
-        self.check_search(config or self.config)
-        evaluator = self.evaluator
+        self.check_search(config or self.config, evaluator.supernet.space)
         with self.phase("search"), self.processes.leading():
             search = Search(
                 self.store,
@@ -348,90 +335,37 @@ class Run:
         from qnas.rank import help_rank, rank
 
         if not self.processes.leader:
-            help_rank(self)
+            help_rank(self, settings)
             return {}
         with self.phase("rank"):
             return rank(self, num_configs, settings)
 
-    def evaluate(self, sample: Sample, split: str) -> Evaluation:
-        """Judge one subnet on a split."""
-        return self.evaluator.evaluate(sample, split)
+    def evaluate(self, sample: Sample, split: str, stage: str | None = None) -> Evaluation:
+        """Judge one subnet on a split, with the weights that it had after a stage, by default the last one."""
+        return self.stages.evaluator(stage).evaluate(sample, split)
 
     def resolve(self, config: str | None, *, search: str | None = None) -> Sample:
-        """Return the sample that the user means.
-
-        Args:
-            config: a key or the beginning of one; ``largest`` or ``smallest``; ``None`` for the chosen point of the
-                last search.
-            search: look only at this search's front for the chosen point.
-
-        Raises:
-            StoreError: there is no such trial, or more than one.
-        """
-        if config in ("largest", "smallest"):
-            return self.space.highest() if config == "largest" else self.space.lowest()
-        fronts = [f for f in self.fronts() if search in (None, f["search"]) and f["points"]]
-        if config is None:
-            if not fronts:
-                raise StoreError(
-                    f"{self.store.path} has no finished search to choose from. Run `qnas search {self.store.path}`, or "
-                    "name a subnet by --config KEY, largest or smallest."
-                )
-            config = str(fronts[-1]["chosen"])
-        found = {t.key: t.sample for _, _, t in self.store.trials() if t.key.startswith(config)}
-        if len(found) != 1 or not config:
-            state = "is the beginning of several trials' keys" if found else "is no trial's key"
-            raise StoreError(
-                f"--config {config!r} {state} in {self.store.path}. Take one from the front's table or "
-                f"`qnas report {self.store.path}`; largest and smallest are names, too."
-            )
-        return next(iter(found.values()))
-
-    def subnet(self, sample: Sample) -> Subnet:
-        """Return a subnet ready to measure or export."""
-        return self.evaluator.subnet(sample)
+        """Return the sample that the user means; see :func:`qnas.choice.find`."""
+        return find(self, config, search=search).sample
 
     # --- deployment --------------------------------------------------------------------------------------------
 
-    def front_samples(self) -> list[Sample]:
-        """Return the points of the last search's front.
-
-        Raises:
-            StoreError: no search is finished.
-        """
-        self.resolve(None)
-        return [dict(point["sample"]) for point in self.fronts()[-1]["points"]]
-
-    def exported_samples(self) -> list[Sample]:
-        """Return the subnets that were exported.
-
-        Raises:
-            StoreError: none was.
-        """
-        from qnas.exports import list_exports
-
-        found = [export["sample"] for export in list_exports(self.store)]
-        if not found:
-            raise StoreError(f"{self.store.path} holds no exported model. Run `qnas export {self.store.path}` first.")
-        return found
-
-    @cached_property
-    def exports(self) -> Exports:
-        """What writes and verifies exported models."""
+    def exports(self, stage: str | None = None) -> Exports:
+        """Return what writes and verifies exported models of one stage, by default the last one."""
         from qnas.exports import Exports
 
         device = self.registry.load("device", self.config.deploy_device)()
-        return Exports(self.store, self.evaluator, device, self.config.deploy_device)
+        return Exports(self.store, self.stages.evaluator(stage), device, self.config.deploy_device)
 
-    def export(self, sample: Sample) -> dict[str, Any]:
+    def export(self, sample: Sample, stage: str | None = None) -> dict[str, Any]:
         """Write a subnet as integer ONNX and bit-packed; see :meth:`qnas.exports.Exports.export`."""
         with self.phase("export"):
-            return self.exports.export(sample)
+            return self.exports(stage).export(sample)
 
-    def verify(self, sample: Sample) -> dict[str, Any]:
+    def verify(self, sample: Sample, stage: str | None = None) -> dict[str, Any]:
         """Compare an exported model with its subnet; see :meth:`qnas.exports.Exports.verify`."""
         with self.phase("verify"):
-            return self.exports.verify(sample)
+            return self.exports(stage).verify(sample)
 
     # --- report ------------------------------------------------------------------------------------------------
 

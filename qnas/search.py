@@ -175,6 +175,7 @@ class Search:
         metric = self.evaluator.task.metric
         value = {
             "search": self.name,
+            "stage": self.evaluator.settings.stage,
             "strategy": self.settings.strategy,
             "seed": self.settings.seed,
             "objectives": [asdict(o) for o in self.objectives],

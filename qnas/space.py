@@ -28,6 +28,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 """``[n, num_knobs]`` positions in each knob's choices: many samples at once."""
 
 GRANULARITIES = ("network", "stage", "block", "layer")
+BIT_ROLES = ("w_bits", "a_bits")
 KEY_LENGTH = 16
 
 
@@ -217,8 +218,16 @@ class SearchSpace(ABC):
         }
 
     def key(self, sample: Mapping[str, Value]) -> str:
-        """Return the short name that all samples of one subnet share (hexadecimal, of the canonical sample)."""
-        text = json.dumps(self.canonical(sample), sort_keys=True, separators=(",", ":"))
+        """Return the short name that all samples of one subnet share (hexadecimal, of the canonical sample).
+
+        Bits of what the sample leaves out are no part of it, so it stays the same when a space gets more bit-widths.
+        """
+        named = {
+            label: value
+            for label, value in self.canonical(sample).items()
+            if self.knobs[self.position[label]].role not in BIT_ROLES or self.is_active(label, sample)
+        }
+        text = json.dumps(named, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
     def lowest(self) -> Sample:
@@ -290,7 +299,7 @@ class SearchSpace(ABC):
         view = copy.copy(self)
         for role, kept in choices.items():
             wanted = set(kept)
-            if role not in ("w_bits", "a_bits") or not wanted <= set(getattr(self.scheme, role)):
+            if role not in BIT_ROLES or not wanted <= set(getattr(self.scheme, role)):
                 raise ConfigError(
                     f"A stage of space {self.name!r} cannot be restricted to {role} = {sorted(map(str, wanted))}; "
                     f"the space has w_bits = {list(self.scheme.w_bits)}, a_bits = {list(self.scheme.a_bits)}."
@@ -300,6 +309,20 @@ class SearchSpace(ABC):
                 for knob in view.knobs
             )
         view._index = [{value: i for i, value in enumerate(knob.choices)} for knob in view.knobs]
+        return view
+
+    def floating(self, *roles: str) -> SearchSpace:
+        """Return a view in which ``w_bits``, ``a_bits`` or both are float: 32 everywhere, in samples and in costs."""
+        view = copy.copy(self)
+        view.knobs = tuple(replace(knob, choices=(FLOAT_BITS,)) if knob.role in roles else knob for knob in self.knobs)
+        view._index = [{value: i for i, value in enumerate(knob.choices)} for knob in view.knobs]
+        w_bits, a_bits = (FLOAT_BITS if role in roles else None for role in BIT_ROLES)
+        view.sites = tuple(
+            replace(
+                site, w_bits=site.w_bits and (w_bits or site.w_bits), a_bits=site.a_bits and (a_bits or site.a_bits)
+            )
+            for site in self.sites
+        )
         return view
 
     def pin(self, sample: Mapping[str, Value]) -> SearchSpace:

@@ -23,6 +23,7 @@ from qnas.recorder import NullRecorder, Recorder
 from qnas.rng import generator
 from qnas.space import Sample, SearchSpace
 
+BIT_KNOBS = {"weight": "w_bits", "activation": "a_bits"}  # the role of knobs that set a quantizer's bits
 CALIBRATION_BATCH = 128  # images that a calibrator of ranges sees at once
 
 
@@ -59,9 +60,14 @@ class Stage:
         return self.roles if self.quantize else ()
 
     def view(self, space: SearchSpace) -> SearchSpace:
-        """Return the space with the stage's bit-widths."""
+        """Return the space that the stage trains: with its bit-widths."""
         kept = {"w_bits": self.w_bits, "a_bits": self.a_bits}
         return space.restrict(**{role: bits for role, bits in kept.items() if bits})
+
+    def searched(self, space: SearchSpace) -> SearchSpace:
+        """Return the space that its subnets are searched in: that of :meth:`view`, float where nothing quantizes."""
+        off = [role for role in ROLES if role not in self.quantized_roles]
+        return self.view(space).floating(*(BIT_KNOBS[role] for role in off)) if off else self.view(space)
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,7 @@ class Trainer:
         """Start the stage's new bit-widths from the lowest of the stage before."""
         scheme = self.supernet.space.scheme
         for quantizer in self.supernet.quantizers():
-            role = "w_bits" if quantizer.site.role == "weight" else "a_bits"
+            role = BIT_KNOBS[quantizer.site.role]
             known = getattr(before, role) or getattr(scheme, role)
             for bits in getattr(stage, role) or getattr(scheme, role):
                 if bits < min(known) and {bits, min(known)} <= set(quantizer.site.bits):

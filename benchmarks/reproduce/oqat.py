@@ -67,7 +67,7 @@ def base(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def stages(arm: str, quick: bool) -> list[dict[str, Any]]:
     """Return the training stages of an arm; equal epochs over all."""
-    epochs = {bits: 1 for bits in EPOCHS} if quick else EPOCHS
+    epochs = dict.fromkeys(EPOCHS, 1) if quick else EPOCHS
 
     def at(bits: int, epochs: int, **how: bool) -> dict[str, Any]:
         return {"name": f"{bits}-bit", "epochs": epochs, "lr": 3e-3, "w_bits": [bits], "a_bits": [bits], **how}
@@ -92,7 +92,7 @@ def trained(args: argparse.Namespace, seed: int, arm: str, init: Path | None) ->
         if init is not None:
             settings["train"]["init"] = str(init)
         run = Run.create(path, load_config(settings), registry)
-    if arm == "restart" and run.latest_checkpoint() is None:
+    if arm == "restart" and run.stages.latest_checkpoint() is None:
         _take_first_stage(args.work / f"inherit-{seed}", path)
     run.train()
     return run

@@ -148,7 +148,10 @@ def print_front(front: Mapping[str, Any]) -> None:
     metric = front["metric"]
     costs = [name for name in front["points"][0]["metrics"] if name != metric] if front["points"] else []
     images = front["num_images"]
-    table = Table(title=f"Front of {front['evaluations']} subnets ({front['search']})", title_justify="left")
+    table = Table(
+        title=f"Front of {front['evaluations']} subnets ({front['search']}, stage {front['stage']})",
+        title_justify="left",
+    )
     table.add_column("subnet")
     table.add_column(f"{metric}, search ({images['search']})", justify="right")
     table.add_column(f"{metric}, test ({images['test']})", justify="right")

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from qnas.cli.options import output_options
+from qnas.cli.options import output_options, stage_option
 
 
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--config", metavar="KEY", help="Key of a trial, largest or smallest; the chosen one by default.")
+@stage_option
 @click.option(
     "--sample",
     "sample_file",
@@ -22,7 +23,13 @@ from qnas.cli.options import output_options
 @click.option("--split", type=click.Choice(["search", "test"]), default="search", show_default=True)
 @output_options
 def command(
-    quiet: bool, as_json: bool, config: str | None, sample_file: Path | None, split: str, **params: Any
+    quiet: bool,
+    as_json: bool,
+    config: str | None,
+    stage: str | None,
+    sample_file: Path | None,
+    split: str,
+    **params: Any,
 ) -> None:
     """Judge one subnet of RUN.
 
@@ -32,8 +39,10 @@ def command(
     Examples:
       qnas evaluate runs/a --config largest
       qnas evaluate runs/a --config 3f2a --split test
+      qnas evaluate runs/a --stage 4-bit --config largest
       qnas evaluate runs/a --sample mine.toml
     """
+    from qnas.choice import Choice, find
     from qnas.cli import console
     from qnas.cli.session import open_session
     from qnas.config import read_toml
@@ -42,19 +51,20 @@ def command(
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run
         if sample_file is None:
-            sample = run.resolve(config)
+            choice = find(run, config, stage=stage)
         else:
-            sample = read_toml(sample_file, "sample")
-            run.space.validate(sample)
-        evaluation = run.evaluate(sample, split)
-        metric = run.evaluator.task.metric
+            choice = Choice(read_toml(sample_file, "sample"), stage or run.stages.all()[-1].name)
+        sample, evaluator = choice.sample, run.stages.evaluator(choice.stage)
+        evaluator.supernet.space.validate(sample)
+        evaluation = evaluator.evaluate(sample, split)
+        metric = evaluator.task.metric
         error = standard_error(evaluation.metrics[metric], len(evaluation.correct))
-        key = run.space.key(sample)
+        key = evaluator.supernet.space.key(sample)
         if as_json:
-            value = {"key": key, "split": split, "sample": sample, "metrics": evaluation.metrics}
+            value = {"key": key, "stage": choice.stage, "split": split, "sample": sample, "metrics": evaluation.metrics}
             console.print_json({**value, "standard_error": error, "num_images": len(evaluation.correct)})
             return
-        click.echo(f"{key} on {len(evaluation.correct)} images of the {split} split:")
+        click.echo(f"{key} on {len(evaluation.correct)} images of the {split} split, after stage {choice.stage}:")
         for name, number in evaluation.metrics.items():
             shown = f"{number:.2%} ± {error:.2%}" if name == metric else f"{int(number):,}"
             click.echo(f"  {name:12} {shown}")

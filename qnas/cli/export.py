@@ -7,15 +7,18 @@ from typing import Any
 
 import click
 
-from qnas.cli.options import output_options, refuse_both
+from qnas.cli.options import output_options, refuse_both, stage_option
 
 
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--config", metavar="KEY", help="Key of a trial, largest or smallest; the chosen one by default.")
 @click.option("--all", "whole_front", is_flag=True, help="Every point of the last search's front.")
+@stage_option
 @output_options
-def command(quiet: bool, as_json: bool, config: str | None, whole_front: bool, **params: Any) -> None:
+def command(
+    quiet: bool, as_json: bool, config: str | None, stage: str | None, whole_front: bool, **params: Any
+) -> None:
     """Write subnets of RUN as QDQ ONNX (int8 weights, int32 biases, exactly the trained scales) and bit-packed.
 
     \b
@@ -23,15 +26,17 @@ def command(quiet: bool, as_json: bool, config: str | None, whole_front: bool, *
       qnas export runs/a
       qnas export runs/a --config 3f2a
       qnas export runs/a --all
+      qnas export runs/a --stage 3-bit
     """
+    from qnas.choice import find, front
     from qnas.cli import console
     from qnas.cli.session import open_session
 
     refuse_both(config, whole_front)
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run
-        samples = run.front_samples() if whole_front else [run.resolve(config)]
-        results = [run.export(sample) for sample in samples]
+        choices = front(run, stage) if whole_front else [find(run, config, stage=stage)]
+        results = [run.export(choice.sample, choice.stage) for choice in choices]
         if as_json:
             console.print_json(results)
             return

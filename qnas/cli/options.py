@@ -184,6 +184,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--objective",),
         {"multiple": True, "metavar": "METRIC", "help": "accuracy or a cost; repeat for several."},
     ),
+    "stage": (
+        ("search.stages",),
+        SEARCHING,
+        ("--stage",),
+        {"multiple": True, "metavar": "NAME", "help": "Training stage to search; repeat for several. The last one."},
+    ),
     "constraint": (
         ("search.constraints",),
         SEARCHING,
@@ -350,9 +356,16 @@ def output_options(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="Print no progress.")(function)
 
 
+def stage_option(function: F) -> F:
+    """Add ``--stage``: of the training, whose weights count."""
+    text = "Training stage whose weights count; by default that of the search the subnet is from, else the last."
+    return click.option("--stage", metavar="NAME", help=text)(function)
+
+
 def alone_options(function: F) -> F:
     """Add how a subnet is trained by itself."""
     for option in (
+        stage_option,
         click.option("--lr", type=float, help="Peak learning rate; that of each stage by default."),
         click.option(
             "--budget", default=1.0, show_default=True, help="Epochs of each stage, as a multiple of the supernet's."
@@ -374,12 +387,16 @@ def alone_options(function: F) -> F:
 def alone_settings(config: RunConfig, params: Mapping[str, Any]) -> AloneSettings:
     """Return what the flags of :func:`alone_options` say."""
     from qnas.alone import AloneSettings
-    from qnas.errors import ConfigError
+    from qnas.errors import ConfigError, unknown_name
 
     budget, lr, seed = params["budget"], params["lr"], params["seed"]
     if budget <= 0 or (lr is not None and lr <= 0):
         raise ConfigError(f"--budget and --lr must be over 0; given: budget {budget}, lr {lr}. Correct them.")
-    return AloneSettings(params["start"], config.seed if seed is None else seed, budget, lr)
+    names = [stage.name for stage in config.train.all_stages()]
+    stage = params.get("stage") or names[-1]
+    if stage not in names:
+        raise ConfigError(unknown_name("The stage", stage, names, "Correct --stage."))
+    return AloneSettings(params["start"], config.seed if seed is None else seed, budget, lr, stage)
 
 
 def refuse_both(config: str | None, every: bool) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qnas.cli.options import MODEL, PROCESSES, SEARCHING, TRAINING, config_options, output_options, start_options
+
+if TYPE_CHECKING:
+    from qnas.run import Run
 
 
 @click.command("run")
@@ -34,31 +37,42 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
         run = session.run
         session.say(f"Run directory: {run.store.path}")
         run.train()
-        front = run.search()
+        results = []
+        for stage in run.stages.searched():
+            front = run.search(stage=stage)
+            if session.leads:
+                results.append({"front": front, **_deployed(run, front)})
         if not session.leads:
             return
-        sample = run.resolve(None, search=front["search"])
-        exported = run.export(sample)
-        report = run.verify(sample)
         run.report()
-        _print_result(run.store.path, front, exported, report, run.timings(), as_json)
-        if not report["passed"]:
+        _print_result(run.store.path, results, run.timings(), as_json)
+        if not all(result["verify"]["passed"] for result in results if "verify" in result):
             raise click.exceptions.Exit(1)
 
 
-def _print_result(
-    path: Path, front: dict[str, Any], exported: dict[str, Any], verified: dict[str, Any], timings: dict[str, float],
-    as_json: bool,
-) -> None:  # fmt: skip
+def _deployed(run: Run, front: dict[str, Any]) -> dict[str, Any]:
+    """Export and verify the chosen subnet of a search; a stage without quantizers has nothing to deploy."""
+    from qnas.choice import find
+
+    choice = find(run, None, search=front["search"])
+    if "float" in run.stages.evaluator(choice.stage).supernet.mode:
+        return {}
+    exported = run.export(choice.sample, choice.stage)
+    return {"export": exported, "verify": run.verify(choice.sample, choice.stage)}
+
+
+def _print_result(path: Path, results: list[dict[str, Any]], timings: dict[str, float], as_json: bool) -> None:
     from qnas.cli import console
 
     if as_json:
-        value = {"run": str(path), "front": front, "export": exported, "verify": verified, "timings": timings}
-        console.print_json(value)
+        found: dict[str, Any] = results[0] if len(results) == 1 else {"stages": results}
+        console.print_json({"run": str(path), "timings": timings, **found})
         return
-    console.print_front(front)
-    console.print_verification(verified)
+    for result in results:
+        console.print_front(result["front"])
+        if "verify" in result:
+            console.print_verification(result["verify"])
+            click.echo(f"Model:  {path / result['export']['onnx']}")
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
-    click.echo(f"Model:  {path / exported['onnx']}")
     click.echo(f"Report: {path / 'report.html'}")
     click.echo(f"Time:   {spent}")

@@ -15,7 +15,7 @@ from qnas.cli.options import PROCESSES, SEARCHING, config_options, output_option
 @config_options(SEARCHING, PROCESSES)
 @output_options
 def command(quiet: bool, as_json: bool, **params: Any) -> None:
-    """Search the trained supernet in RUN, with its own settings or others.
+    """Search the trained supernet in RUN, as it was after one stage of its training or several.
 
     A search with the settings of an earlier one goes on with it; other settings begin a new one beside it. Judged
     subnets are never judged again. What is found does not depend on the number of processes that judge.
@@ -24,6 +24,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
     Examples:
       qnas search runs/a
       qnas search runs/a --strategy random --evaluations 100
+      qnas search runs/a --stage 4-bit --stage 3-bit
       qnas search runs/a --objective accuracy --constraint "size_bytes<=60000"
     """
     from qnas.cli import console
@@ -45,7 +46,12 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
         stored = session.run.config.model_dump(mode="json", exclude_none=True)
         if "search.options" in changes:
             stored["search"]["options"] = {}
-        front = session.run.search(load_config(stored, nested(changes)))
+        config = load_config(stored, nested(changes))
+        fronts = [session.run.search(config, stage) for stage in config.search.stages or [None]]
         if not session.leads:
             return
-        console.print_json(front) if as_json else console.print_front(front)
+        if as_json:
+            console.print_json(fronts if len(fronts) > 1 else fronts[0])
+            return
+        for front in fronts:
+            console.print_front(front)

@@ -27,14 +27,15 @@ def command(quiet: bool, as_json: bool, config: str | None, **params: Any) -> No
       qnas train-alone runs/a --config 3f2a --seed 1 --budget 2
       qnas train-alone runs/a --config largest --from supernet --lr 0.001
     """
+    from qnas.choice import find
     from qnas.cli import console
     from qnas.cli.options import alone_settings
     from qnas.cli.session import open_session, placement_of
 
     with open_session(params, quiet=quiet or as_json, together=True, placement=placement_of(params)) as session:
         run = session.run
-        sample = run.processes.share(run.resolve(config) if session.leads else None)
-        result = run.train_alone(sample, alone_settings(run.config, params))
+        choice = run.processes.share(find(run, config, stage=params["stage"]) if session.leads else None)
+        result = run.train_alone(choice.sample, alone_settings(run.config, {**params, "stage": choice.stage}))
         if not session.leads:
             return
         if as_json:

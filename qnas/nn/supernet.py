@@ -119,6 +119,10 @@ class Supernet(nn.Module):
     Args:
         space: that the samples are of.
         parts: in the order of the data's way; a part that is not active in a subnet is left out.
+
+    Attributes:
+        unset: names in its state that the checkpoint it was loaded from did not hold: of quantizers' bit-widths that
+            came later.
     """
 
     def __init__(self, space: SearchSpace, parts: Sequence[nn.Module]) -> None:
@@ -134,6 +138,7 @@ class Supernet(nn.Module):
         ]
         self.sample: Sample = space.highest()
         self.layers: tuple[LayerSpec, ...] = ()
+        self.unset: frozenset[str] = frozenset()
         self._modes = dict.fromkeys(ROLES, "float")
 
     def activate(self, sample: Mapping[str, Value]) -> None:

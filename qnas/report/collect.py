@@ -40,7 +40,7 @@ def report_data(run: Run) -> ReportData:
         fronts=fronts,
         alone=[{k: v for k, v in result.items() if k != "correct"} for result in list_alone(store.path)],
         ranks=[dict(comparison) for comparison in list_ranks(store.path)],
-        inside=thinned(list(_looks([path.parent for path in run.checkpoints()])), LOOKS),
+        inside=thinned(list(_looks([path.parent for path in run.stages.checkpoints()])), LOOKS),
     )
     if not fronts:
         return data

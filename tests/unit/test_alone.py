@@ -82,8 +82,8 @@ def test_every_setting_and_subnet_has_a_folder_of_its_own():
 def test_flags_become_settings():
     run = config(*STAGES).model_copy(update={"seed": 7})
     flags = {"start": "supernet", "budget": 0.5, "lr": None, "seed": None}
-    assert alone_settings(run, flags) == AloneSettings("supernet", 7, 0.5, None)
-    assert alone_settings(run, {**flags, "seed": 0, "lr": 0.1}) == AloneSettings("supernet", 0, 0.5, 0.1)
+    assert alone_settings(run, flags) == AloneSettings("supernet", 7, 0.5, None, "low")
+    assert alone_settings(run, {**flags, "seed": 0, "lr": 0.1}) == AloneSettings("supernet", 0, 0.5, 0.1, "low")
     for wrong in ({"budget": 0.0}, {"budget": -1.0}, {"lr": 0.0}, {"lr": -0.1}):
         with pytest.raises(ConfigError, match="--budget and --lr must be over 0"):
             alone_settings(run, {**flags, **wrong})

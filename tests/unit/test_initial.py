@@ -196,7 +196,7 @@ def teacher(tmp_path_factory) -> Path:
     }
     with Run.create(tmp_path_factory.mktemp("teacher") / "run", load_config(config), load_registry()) as run:
         run.train()
-        return run.latest_checkpoint()
+        return run.stages.latest_checkpoint()
 
 
 def mbv3(registry, make_supernet, **options):
@@ -360,7 +360,7 @@ def test_a_run_starts_from_the_file_and_remembers_it(weights, tmp_path, monkeypa
     weights.unlink()  # a checkpoint stands: the file is not needed any more
     with Run.open(tmp_path / "run", load_registry()) as run:
         assert run.train().stage == 1
-        assert run.trained is not None
+        assert run.evaluator is not None
 
 
 def test_a_line_of_progress_says_what_was_loaded(capsys):
