@@ -36,6 +36,7 @@ _UNDEFINED = 0.05  # share of resamples without an answer, beyond which there is
 _COLLINEAR = 1e-9  # variance of a share that the cost leaves unexplained, below which there is no effect
 _DIGITS = 10  # of results: what differs behind them is rounding
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Preference:
         effect: change of the score with the share; ``None`` where it cannot be told.
         gain: ``good_share - all_share``; likewise.
         good_share, all_share: mean share among the good subnets and among all; ``None`` where no subnet has the knob.
+        mirror: whether it says the same as the preference before it: the other one of two choices, with signs changed.
     """
 
     question: Question
@@ -74,6 +76,7 @@ class Preference:
     gain: Interval | None
     good_share: float | None
     all_share: float | None
+    mirror: bool = False
 
     @property
     def resolved(self) -> bool:
@@ -148,6 +151,13 @@ def _place(label: str) -> str:
     return label.partition(".")[0] if "." in label else NETWORK
 
 
+def is_mirror(asked: Sequence[Question], i: int) -> bool:
+    """Tell whether a question is the second one about knobs that have two choices, so that its answer is known."""
+    same = [q for q in asked if q.knobs == asked[i].knobs and (q.kind, q.place) == (asked[i].kind, asked[i].place)]
+    of_kind = [q for q in asked if (q.kind, q.place) == (asked[i].kind, asked[i].place)]
+    return len(same) == len(of_kind) == 2 and same[1] == asked[i]
+
+
 def shares(space: SearchSpace, indices: Indices, asked: Sequence[Question]) -> Array:
     """Return ``[n, questions]``: the share of a subnet's active knobs with the choice, NaN where none is active."""
     active = space.active(indices)
@@ -193,7 +203,7 @@ def effects(basis: Array, scores: Array, share: Array, weights: Array) -> Array:
     found = np.full((len(weights), share.shape[1]), np.nan)
     masks = ~np.isnan(share)
     for mask in np.unique(masks.T, axis=0):
-        columns = np.flatnonzero((masks.T == mask).all(1))
+        columns = np.flatnonzero((mask == masks.T).all(1))
         if mask.any():
             found[:, columns] = _slopes(basis[mask], scores[mask], share[np.ix_(mask, columns)], weights[:, mask])
     return found
@@ -210,7 +220,8 @@ def _slopes(basis: Array, scores: Array, share: Array, weights: Array) -> Array:
     above = weights @ (s * y[:, None]) - np.einsum("bp,bpm->bm", with_y, fitted)
     below = weights @ (s * s) - np.einsum("bpm,bpm->bm", with_s, fitted)
     enough = below > _COLLINEAR * n
-    return np.where(enough, above / np.where(enough, below, 1.0), np.nan)
+    slopes: Array = np.where(enough, above / np.where(enough, below, 1.0), np.nan)
+    return slopes
 
 
 def residuals(basis: Array, scores: Array, weights: Array) -> Array:
@@ -219,7 +230,8 @@ def residuals(basis: Array, scores: Array, weights: Array) -> Array:
     y = scores - scores.mean()
     gram = (weights @ (basis[:, :, None] * basis[:, None]).reshape(n, -1)).reshape(-1, p, p)
     coefficients = np.einsum("bpq,bq->bp", np.linalg.pinv(gram), weights @ (basis * y[:, None]))
-    return y - coefficients @ basis.T
+    left: Array = y - coefficients @ basis.T
+    return left
 
 
 def good_weights(residual: Array, weights: Array) -> Array:
@@ -228,7 +240,7 @@ def good_weights(residual: Array, weights: Array) -> Array:
     ranked = np.take_along_axis(weights, order, 1)
     before = ranked.cumsum(1) - ranked
     taken = np.clip(np.ceil(GOOD * residual.shape[1]) - before, 0, ranked)
-    good = np.empty_like(taken)
+    good: Array = np.empty_like(taken)
     np.put_along_axis(good, order, taken, 1)
     return good
 
@@ -288,13 +300,14 @@ def preferences(judged: Judged, seed: int) -> Fit:
         effect = bootstrap_interval(float(slopes[0, i]), slopes_again[:, i], *size) if enough else None
         more = float(good[0, i] - mean[0, i])
         gain = bootstrap_interval(more, good_again[:, i] - mean_again[:, i], *size) if enough else None
-        found.append(Preference(question, count, some, effect, gain, _known(good[0, i]), _known(mean[0, i])))
+        known = (_known(good[0, i]), _known(mean[0, i]))
+        found.append(Preference(question, count, some, effect, gain, *known, is_mirror(asked, i)))
     variance = float(((judged.scores - judged.scores.mean()) ** 2).sum())
     r2 = round(1 - float((residual**2).sum()) / variance, _DIGITS) if variance > 0 else 0.0
     return Fit(tuple(found), r2, tuple(round(float(r), _DIGITS) for r in residual[0]))
 
 
-def _counts(share: Array) -> tuple[Array, Array, Array]:
+def _counts(share: Array) -> tuple[Mask, Mask, Mask]:
     """Return where a share is known, where it is over 0, and where it is 1."""
     return ~np.isnan(share), np.nan_to_num(share) > 0, np.nan_to_num(share) == 1
 

@@ -26,19 +26,20 @@ from qnas.effects import (
     Preference,
     differences,
     excludes_zero,
+    in_order,
+    is_mirror,
     preferences,
 )
 from qnas.errors import ConfigError, unknown_name
 from qnas.files import write_json
 from qnas.rng import generator
-from qnas.space import Sample, SearchSpace
+from qnas.space import BIT_ROLES, Sample, SearchSpace
 from qnas.statistics import CONFIDENCE, Interval
 
 if TYPE_CHECKING:
     from qnas.run import Run
 
 FILE = "insights.json"
-BITS = ("w_bits", "a_bits")
 MOST_SAID = 3  # choices that a sentence names on each side
 _CHUNK = 64  # architectures drawn at once, whatever their number, so that more go on from fewer
 _PATIENCE = 1000  # draws in a row without a new subnet, after which there are taken to be no more
@@ -94,7 +95,7 @@ def dress(view: SearchSpace, architecture: Mapping[str, Any], position: int, see
     sample = {}
     for knob, draw in zip(view.knobs, numbers, strict=True):
         given = architecture[knob.label]
-        keep = knob.role not in BITS and given in knob.choices
+        keep = knob.role not in BIT_ROLES and given in knob.choices
         sample[knob.label] = given if keep else knob.choices[int(draw * len(knob.choices))]
     return view.canonical(sample)
 
@@ -104,7 +105,7 @@ def stage_samples(view: SearchSpace, architectures: Sequence[Sample], n: int, se
 
     Where there are fewer architectures than ``n`` but bit-widths to choose, they go round with other bit-widths.
     """
-    free = any(len(knob.choices) > 1 for knob in view.knobs if knob.role in BITS)
+    free = any(len(knob.choices) > 1 for knob in view.knobs if knob.role in BIT_ROLES)
     found: dict[str, int] = {}
     samples: dict[int, Sample] = {}
     position = in_vain = 0
@@ -127,7 +128,7 @@ def choose_stages(run: Run, settings: InsightSettings) -> list[str]:
     Raises:
         ConfigError: one that is none, or none is finished.
     """
-    finished = run.searchable_stages()
+    finished = run.stages.finished()
     for name in settings.stages:
         if name not in finished:
             raise ConfigError(
@@ -154,7 +155,7 @@ def insights(run: Run, settings: InsightSettings) -> Json:
     seed = run.config.seed
     architectures = draw_architectures(run.space, settings.num_configs, seed)
     stages, judged = [], []
-    for number, name in enumerate(names):
+    for number in range(len(names)):
         entry, positions, subnets = _stage(run, settings, architectures, number, names)
         stages.append(entry)
         judged.append((positions, subnets))
@@ -180,7 +181,7 @@ def help_insights(run: Run, settings: InsightSettings) -> None:
     names = choose_stages(run, settings)
     check_cost(run, settings.cost)
     for name in names:
-        run.processes.serve(run.stage_evaluator(name).judge)
+        run.processes.serve(run.stages.evaluator(name).judge)
 
 
 def check_cost(run: Run, cost: str) -> None:
@@ -196,7 +197,7 @@ def _stage(
     """Judge one stage; return its entry in the file, and what :func:`difference` needs."""
     from qnas.search import measure
 
-    evaluator = run.stage_evaluator(names[number])
+    evaluator = run.stages.evaluator(names[number])
     view, metric = evaluator.supernet.space, evaluator.task.metric
     chosen = stage_samples(view, architectures, settings.num_configs, run.config.seed)
     samples = list(chosen.values())
@@ -229,15 +230,15 @@ def _stage(
 def stage_entry(name: str, judged: Judged, samples: Sequence[Sample], seed: int) -> Json:
     """Return what the file holds of one stage."""
     fit = preferences(judged, seed)
-    tested = sum(p.effect is not None for p in fit.preferences)
+    tested = sum(p.effect is not None and not p.mirror for p in fit.preferences)
     rows = zip(samples, judged.scores.tolist(), judged.costs.tolist(), fit.residuals, strict=True)
     return {
         "name": name,
-        "bits": {role: stage_bits(judged.space, role) for role in BITS},
+        "bits": {role: stage_bits(judged.space, role) for role in BIT_ROLES},
         "num_subnets": len(samples),
         "r2": fit.r2,
         "num_tested": tested,
-        "num_resolved": sum(p.resolved for p in fit.preferences),
+        "num_resolved": sum(p.resolved and not p.mirror for p in fit.preferences),
         "expected_by_chance": round((1 - CONFIDENCE) * tested, 2),
         "preferences": [_preference(p) for p in fit.preferences],
         "subnets": [
@@ -262,6 +263,7 @@ def _preference(found: Preference) -> Json:
         "num_with": found.num_with,
         "effect": _interval(found.effect),
         "resolved": found.resolved,
+        "mirror": found.mirror,
         "gain": _interval(found.gain),
         "good_share": found.good_share,
         "all_share": found.all_share,
@@ -283,23 +285,31 @@ def difference(stages: Sequence[Json], judged: Sequence[tuple[Sequence[int], Jud
     Returns:
         ``None`` for one stage, or where the two share too few architectures.
     """
-    bits = [float(np.mean([b for role in BITS for b in stage["bits"][role]] or [0])) for stage in stages]
+    bits = [float(np.mean([b for role in BIT_ROLES for b in stage["bits"][role]] or [0])) for stage in stages]
     low, high = len(bits) - 1 - int(np.argmin(bits[::-1])), int(np.argmax(bits))
     shared = sorted(set(judged[low][0]) & set(judged[high][0]))
     if low == high or len(shared) < MIN_SUBNETS:
         return None
     sides = [_part(*judged[i], shared) for i in (low, high)]
+    answers = differences(sides[0], sides[1], seed)
+    asked = [question for question, _ in answers]
     found = [
-        {"kind": q.kind, "choice": q.choice, "difference": _interval(d), "resolved": excludes_zero(d)}
-        for q, d in differences(sides[0], sides[1], seed)
+        {
+            "kind": q.kind,
+            "choice": q.choice,
+            "difference": _interval(d),
+            "resolved": excludes_zero(d),
+            "mirror": is_mirror(asked, i),
+        }
+        for i, (q, d) in enumerate(answers)
     ]
-    tested = sum(entry["difference"] is not None for entry in found)
+    tested = sum(entry["difference"] is not None and not entry["mirror"] for entry in found)
     return {
         "low": stages[low]["name"],
         "high": stages[high]["name"],
         "num_subnets": len(shared),
         "num_tested": tested,
-        "num_resolved": sum(entry["resolved"] for entry in found),
+        "num_resolved": sum(entry["resolved"] and not entry["mirror"] for entry in found),
         "expected_by_chance": round((1 - CONFIDENCE) * tested, 2),
         "entries": found,
     }
@@ -319,41 +329,81 @@ def read_insights(run: Path) -> Json:
 # --- in words ----------------------------------------------------------------------------------------------------
 
 
+def by_choice(stages: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, Any], list[Json | None]]]:
+    """Return preferences by kind, then by place and choice: one a stage, ``None`` where a stage has no such choice."""
+    known = [{(p["kind"], p["place"], p["choice"]): p for p in stage["preferences"]} for stage in stages]
+    names = list(dict.fromkeys(name for found in known for name in found))
+    ordered: dict[str, dict[tuple[str, Any], list[Json | None]]] = {}
+    for kind in dict.fromkeys(name[0] for name in names):
+        own = [name for name in names if name[0] == kind]
+        choices = in_order(name[2] for name in own)
+        for place in dict.fromkeys(name[1] for name in own):
+            for choice in (c for c in choices if (kind, place, c) in own):
+                ordered.setdefault(kind, {})[place, choice] = [found.get((kind, place, choice)) for found in known]
+    return ordered
+
+
+def effect_said(preference: Mapping[str, Any] | None) -> str:
+    """Return an effect in percentage points, with half of its interval: ``+1.2 ± 0.8``."""
+    effect = preference and preference["effect"]
+    if not effect:
+        return "-"
+    return f"{100 * effect['value']:+.1f} ± {50 * (effect['high'] - effect['low']):.1f}"
+
+
 def sentence(stage: Mapping[str, Any], cost: str) -> str:
     """Return in words what the good subnets of a stage prefer, the surest first."""
-    count, tested, n = stage["num_resolved"], stage["num_tested"], stage["num_subnets"]
-    if not count:
+    n = stage["num_subnets"]
+    if not stage["num_resolved"]:
         return f"{stage['name']}: nothing is resolved with {n} subnets; try --configs {4 * n}."
-    found = sorted((p for p in stage["preferences"] if p["resolved"]), key=_doubt)
-    sides = [[p for p in found if sign * p["effect"]["value"] > 0] for sign in (1, -1)]
-    verbs = ("prefer", "avoid")
-    parts = [f"{verb} {_listed(side)}" for verb, side in zip(verbs, sides, strict=True) if side]
-    chance = stage["expected_by_chance"]
-    doubt = ", no more than by chance" if count <= chance else ""
+    found = _surest(stage["preferences"], "effect")
+    sides = [[(named(p), p["effect"]["value"]) for p in found if s * p["effect"]["value"] > 0] for s in (1, -1)]
+    parts = [f"{verb} {_listed(side)}" for verb, side in zip(("prefer", "avoid"), sides, strict=True) if side]
+    return f"{stage['name']}: at equal {cost}, good subnets {'; they '.join(parts)}. {_chance(stage)}"
+
+
+def difference_said(found: Mapping[str, Any]) -> str:
+    """Return in words what two stages prefer differently."""
+    low, high = found["low"], found["high"]
+    sure = _surest(found["entries"], "difference")
+    if not sure:
+        return f"{low} against {high}: no difference between what they prefer is resolved."
+    listed = _listed([(named(e), e["difference"]["value"]) for e in sure])
+    return f"{low} against {high}, the same architectures: effects differ for {listed}. {_chance(found)}"
+
+
+def _chance(found: Mapping[str, Any]) -> str:
+    count, chance = found["num_resolved"], found["expected_by_chance"]
     return (
-        f"{stage['name']}: at equal {cost}, good subnets {'; they '.join(parts)}. {count} of {tested} effects "
-        f"{'is' if count == 1 else 'are'} resolved (about {chance:.0f} would be by chance alone{doubt})."
+        f"{count} of {found['num_tested']} {'is' if count == 1 else 'are'} resolved; by chance alone about "
+        f"{chance:.1f} would be{', so these may be chance' if count <= 2 * chance else ''}."
     )
 
 
-def _doubt(preference: Mapping[str, Any]) -> float:
+def _surest(found: Sequence[Mapping[str, Any]], what: str) -> list[Mapping[str, Any]]:
+    """Return what is resolved, the surest first; of two choices that mirror each other the one above 0."""
+    kept = []
+    for i, entry in enumerate(found):
+        twin = (
+            found[i - 1] if entry["mirror"] else found[i + 1] if i + 1 < len(found) and found[i + 1]["mirror"] else None
+        )
+        if entry["resolved"] and (twin is None or entry[what]["value"] > 0):
+            kept.append(entry)
+    return sorted(kept, key=lambda entry: _doubt(entry[what]))
+
+
+def _doubt(interval: Mapping[str, float]) -> float:
     """Return the width of an interval as a multiple of its distance from 0: small where an effect is sure."""
-    effect = preference["effect"]
-    return float((effect["high"] - effect["low"]) / abs(effect["value"]))
+    return (interval["high"] - interval["low"]) / abs(interval["value"])
 
 
-def _listed(found: Sequence[Mapping[str, Any]]) -> str:
-    shown = [f"{named(p)} ({points(p['effect']['value'])})" for p in found[:MOST_SAID]]
+def _listed(found: Sequence[tuple[str, float]]) -> str:
+    shown = [f"{name} ({100 * value:+.1f} points)" for name, value in found[:MOST_SAID]]
     rest = len(found) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
-def named(preference: Mapping[str, Any]) -> str:
+def named(found: Mapping[str, Any]) -> str:
     """Return a choice in words: ``kernel 5 in stage2``."""
-    place = preference.get("place", NETWORK)
-    return f"{preference['kind']} {preference['choice']}{'' if place == NETWORK else f' in {place}'}"
-
-
-def points(value: float) -> str:
-    """Return a difference of fractions in percentage points: ``+1.2 points``."""
-    return f"{100 * value:+.1f} points"
+    place = found.get("place", NETWORK)
+    return f"{found['kind']} {found['choice']}{'' if place == NETWORK else f' in {place}'}"

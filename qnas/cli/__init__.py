@@ -18,6 +18,7 @@ COMMANDS = (
     "evaluate",
     "train-alone",
     "rank",
+    "insights",
     "export",
     "verify",
     "report",
