@@ -3,10 +3,11 @@
 /* What good subnets prefer at each training stage: effects with intervals, and by part of the network. */
 (() => {
   const { data, escape, colour, narrow, ink, axis, draw, drawings } = Page;
-  const { stages, kinds, cost, score } = data.insights;
+  const { stages, kinds, cost } = data.insights;
   const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`;
   const told = (effect, title) => `<b>${escape(title)}</b><br>${signed(effect.value)} points, 95% interval ${signed(effect.low)} to ${signed(effect.high)}<br>${effect.num_with} subnets have it`;
-  const points = () => (narrow() ? `points of ${escape(score)}` : `${escape(score)} at equal ${escape(cost)}, percentage points`);
+  /* One scale of colours for all kinds. */
+  const most = Math.max(...kinds.flatMap(({ places }) => places.flatMap(({ effects }) => effects.flat().map((effect) => Math.abs(effect?.value ?? 0)))), 1e-6);
 
   /* A colour between two, for cells that text stands on. */
   function mixed(over, under, part) {
@@ -28,13 +29,12 @@
     });
     const zero = { type: "line", x0: 0, x1: 1, xref: "paper", y0: 0, y1: 0, layer: "below", line: { color: colour("muted"), width: 1.2 } };
     const across = axis(escape(kind), { tickvals: choices.map((_, k) => k), ticktext: choices.map(escape), range: [-0.6, choices.length - 0.4], showgrid: false });
-    draw(`insight-${i}`, traces, { xaxis: across, yaxis: axis(points()), shapes: [zero], height: 330 });
+    draw(`insight-${i}`, traces, { xaxis: across, yaxis: axis(`points at equal ${escape(cost)}`), shapes: [zero], height: 330 });
   }
 
   function drawPlaces(i, { kind, choices, places }) {
     const columns = stages.flatMap((stage, j) => choices.map((choice, k) => ({ stage, choice, j, k })));
     const cells = places.map(({ effects }) => columns.map(({ j, k }) => effects[j][k]));
-    const most = Math.max(...cells.flat().map((effect) => Math.abs(effect?.value ?? 0)), 1e-6);
     const beneath = narrow() ? { orientation: "h", y: -0.25, yanchor: "top", thickness: 10 } : { thickness: 12 };
     const trace = {
       type: "heatmap", x: [columns.map((c) => escape(c.stage)), columns.map((c) => escape(c.choice))], y: places.map((p) => escape(p.name)),

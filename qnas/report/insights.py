@@ -115,7 +115,7 @@ def _cell(preference: Json | None, largest: float) -> Markup:
 
 def interval_said(interval: Mapping[str, float]) -> str:
     """Return a difference of fractions in percentage points with its interval: ``+1.2 (+0.3 to +2.0)``."""
-    value, low, high = (f"{100 * interval[name]:+.1f}" for name in ("value", "low", "high"))
+    value, low, high = (f"{round(100 * interval[name], 1) + 0.0:+.1f}" for name in ("value", "low", "high"))
     return minus(f"{value} ({low} to {high})")
 
 
@@ -172,7 +172,7 @@ def insight_charts(found: Json) -> Json:
             }
         )
     names = [stage["name"] for stage in found["stages"]]
-    return {"stages": names, "kinds": parts, "cost": label(found["cost"]), "score": label(found["metric"])}
+    return {"stages": names, "kinds": parts, "cost": label(found["cost"])}
 
 
 def _grid(
