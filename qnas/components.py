@@ -219,6 +219,8 @@ def build_trainer(
         make_stages(config),
         TrainSettings(
             num_subnets=train.num_subnets,
+            optimizer=train.optimizer,
+            momentum=train.momentum,
             weight_decay=train.weight_decay,
             quantizer_lr=train.quantizer_lr,
             clip_norm=train.clip_norm,

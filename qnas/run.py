@@ -65,11 +65,28 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: Path, config: RunConfig, registry: Registry, recorder: Recorder | None = None, command: str = ""
+        cls,
+        path: Path,
+        config: RunConfig,
+        registry: Registry,
+        recorder: Recorder | None = None,
+        command: str = "",
+        data: Data | None = None,
     ) -> Run:
-        """Check the configuration as far as possible, then make the directory; nothing is left behind on error."""
+        """Check the configuration as far as possible, then make the directory; nothing is left behind on error.
+
+        Args:
+            path: of the directory.
+            config: of the run.
+            registry: of the plugins.
+            recorder: receives events.
+            command: that made the run, as text.
+            data: the configuration's images, where they are loaded already.
+        """
         probe = cls.__new__(cls)
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
+        if data is not None:
+            probe.__dict__["data"] = data
         probe.config = config = resolve_machine(config, registry, probe.data.image_size)
         probe.check()
         store = RunDirectory(path, create=True)
@@ -104,6 +121,13 @@ class Run:
     def follow(cls, path: Path, config: RunConfig, registry: Registry) -> Run:
         """Open a run directory to help the process that holds it: nothing is written, and no events are recorded."""
         return cls(RunDirectory(path, follow=True), config, registry)
+
+    def reconfigure(self, config: RunConfig) -> None:
+        """Take up a configuration that adds to this run's, and write it."""
+        write_text(self.store.path / CONFIG, config.to_toml())
+        self.config = config
+        for name in ("space", "stages"):
+            self.__dict__.pop(name, None)
 
     def join(self, processes: Processes) -> None:
         """Work together with other processes, which have opened the same run."""

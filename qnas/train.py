@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,9 @@ class TrainSettings:
 
     Attributes:
         num_subnets: subnets a step, drawn by the sampler.
-        weight_decay: of weights; norms and quantizers have none.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum.
+        momentum: of ``sgd``; 0 for none.
+        weight_decay: of weights; norms and quantizers have none. Decoupled by ``adamw``, in the gradient by ``sgd``.
         quantizer_lr: learning rate of quantizers, as a multiple of the stage's.
         clip_norm: largest norm of all gradients of a step.
         warmup: share of a stage's steps in which the rate rises linearly.
@@ -85,6 +87,8 @@ class TrainSettings:
     """
 
     num_subnets: int = 4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 1e-4
     quantizer_lr: float = 1.0
     clip_norm: float = 10.0
@@ -234,18 +238,18 @@ class Trainer:
                     quantizer.inherit(min(known), bits)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over weights, norms and quantizers, with decay on the weights alone."""
-        groups = self.supernet.parameter_groups()
+        """Return an optimizer over weights, norms and quantizers, with decay on the weights alone."""
+        parameters = self.supernet.parameter_groups()
         s = self.settings
-        return torch.optim.AdamW(
-            [
-                {"params": groups["weights"], "weight_decay": s.weight_decay, "factor": 1.0},
-                {"params": groups["norms"], "weight_decay": 0.0, "factor": 1.0},
-                {"params": groups["quantizers"], "weight_decay": 0.0, "factor": s.quantizer_lr},
-            ],
-            lr=self.stages[self.progress.stage].lr,
-            fused=True,
-        )
+        groups = [
+            {"params": parameters["weights"], "weight_decay": s.weight_decay, "factor": 1.0},
+            {"params": parameters["norms"], "weight_decay": 0.0, "factor": 1.0},
+            {"params": parameters["quantizers"], "weight_decay": 0.0, "factor": s.quantizer_lr},
+        ]
+        lr = self.stages[self.progress.stage].lr
+        if s.optimizer == "sgd":  # not the fused one: it wants all of a group to have momentum, or none
+            return torch.optim.SGD(groups, lr=lr, momentum=s.momentum, nesterov=s.momentum > 0, foreach=True)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
 
     def _lr(self, stage: Stage, step: int) -> float:
         """Cosine from ``stage.lr`` to 0, after a linear warm-up."""

@@ -51,6 +51,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     yield ComponentSpec(
         "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"
     )
+    yield ComponentSpec(
+        "cost",
+        "oqat_flops",
+        "qnas_plugins.costs.oqat:OQAT_FLOPS",
+        "BitOPs / 64, and MACs of float layers: what OQAT's code prints as FLOPs",
+    )
     yield ComponentSpec("cost", "size_bytes", "qnas_plugins.costs.size:SIZE_BYTES", "Bytes of the bit-packed model")
     yield ComponentSpec(
         "dataset",
@@ -78,6 +84,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "ofa-evolution",
         "qnas_plugins.recipes:OFA_EVOLUTION",
         "Evolution with the numbers of OFA and OQAT: population 100, 500 iterations",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "oqat",
+        "qnas_plugins.recipes:OQAT",
+        "OQAT: one supernet at 4 bits, inherited to 3 and to 2, searched at each",
     )
     yield ComponentSpec(
         "recipe",

@@ -16,6 +16,7 @@ COMMANDS = (
     "train",
     "search",
     "evaluate",
+    "inherit",
     "train-alone",
     "rank",
     "insights",

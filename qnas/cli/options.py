@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from qnas.alone import AloneSettings
     from qnas.config import RunConfig
+    from qnas.data import Data
     from qnas.plugins import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -144,6 +145,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     "epochs": (("train.epochs",), TRAINING, ("--epochs",), {"type": int, "help": "Quantized epochs."}),
     "batch_size": (("train.batch_size",), TRAINING, ("--batch-size",), {"type": int, "help": "Images a step."}),
     "lr": (("train.lr",), TRAINING, ("--lr",), {"type": float, "help": "Peak learning rate."}),
+    "optimizer": (
+        ("train.optimizer",),
+        TRAINING,
+        ("--optimizer",),
+        {"type": click.Choice(["adamw", "sgd"]), "help": "Of all parameters; sgd wants a larger --lr."},
+    ),
     "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
     "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
     "threads": (
@@ -225,6 +232,8 @@ def config_options(*groups: str, any_setting: bool = True) -> Callable[[F], F]:
 
 
 FILES = "files"  # the data set that a path stands for
+LARGEST_SMALL_IMAGE = 64  # pixels; above, a recipe's table `large` counts
+IDLE_WITH_STAGES = ("train.epochs", "train.float_epochs", "train.lr", "train.calibrator")
 
 
 def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,15 +302,54 @@ def _absolute(path: str) -> Path:
 
 def resolve_config(registry: Registry, params: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a new run: defaults, then recipe, then TOML file, then flags."""
+    return resolve_start(registry, params)[0]
+
+
+def resolve_start(registry: Registry, params: Mapping[str, Any]) -> tuple[RunConfig, Data | None]:
+    """Return the configuration of a new run and, where its choice needed them, the images.
+
+    A recipe's table ``large`` is put over the rest of the recipe for images above 64 pixels.
+    """
     from qnas.config import load_config, nested, read_toml
 
-    layers: list[Mapping[str, Any]] = []
+    recipe: dict[str, Any] = {}
     if params.get("recipe"):
-        layers.append(read_toml(Path(str(registry.load("recipe", params["recipe"])))))
-    if params.get("config_file"):
-        layers.append(read_toml(Path(params["config_file"])))
-    layers.append(nested(data_settings(registry, flag_settings(params))))
-    config = load_config(*layers)
+        recipe = read_toml(Path(str(registry.load("recipe", params["recipe"]))))
+    large = recipe.pop("large", None)
+    file = read_toml(Path(params["config_file"])) if params.get("config_file") else {}
+    flags = data_settings(registry, flag_settings(params))
+    layers: list[Mapping[str, Any]] = [recipe, file, nested(flags)]
+    config = _with_absolute_path(load_config(*layers))
+    data = None
+    if large is not None:
+        size = config.data.image_size
+        if size is None:
+            from qnas.components import load_data
+
+            data = load_data(registry, config)
+            size = data.image_size
+        if size > LARGEST_SMALL_IMAGE:
+            config = _with_absolute_path(load_config(recipe, large, *layers[1:]))
+    _refuse_idle_flags(config, flags)
+    return config, data
+
+
+def _refuse_idle_flags(config: RunConfig, flags: Mapping[str, Any]) -> None:
+    """Refuse flags that say how the float and the quantized stage are, where the run has stages of its own."""
+    from qnas.errors import ConfigError
+
+    if not config.train.stages:
+        return
+    for name in IDLE_WITH_STAGES:
+        if name in flags:
+            listed = ", ".join(f"{stage.name} ({stage.epochs} epochs)" for stage in config.train.stages)
+            raise ConfigError(
+                f"{name} would change nothing, since the recipe or the TOML file lists the stages of training: "
+                f"{listed}. Change them in a TOML file (--config-file), as [[train.stages]]."
+            )
+
+
+def _with_absolute_path(config: RunConfig) -> RunConfig:
     path = config.data.options.get("path")
     if config.data.name != FILES or not isinstance(path, str) or not path:
         return config

@@ -100,17 +100,17 @@ def open_session(
 
 
 def _open(registry: Registry, params: Mapping[str, Any], recorder: Any, *, together: bool) -> Run:
-    from qnas.cli.options import default_directory, refuse_changes, resolve_config
+    from qnas.cli.options import default_directory, refuse_changes, resolve_start
     from qnas.processes import check_torchrun
     from qnas.run import Run
 
     path: Path | None = params.get("resume") or params.get("run")
     if path is None:
-        config = resolve_config(registry, params)
+        config, data = resolve_start(registry, params)
         if together:
             check_torchrun(config.devices, config.num_nodes)  # before a directory is made
         out = params.get("out") or default_directory(config)
-        return Run.create(out, config, registry, recorder, shlex.join(["qnas", *sys.argv[1:]]))
+        return Run.create(out, config, registry, recorder, shlex.join(["qnas", *sys.argv[1:]]), data)
     run = Run.open(path, registry, recorder)
     if params.get("resume"):
         try:

@@ -67,6 +67,10 @@ class Quantizer(nn.Module, ABC):
     that they keep no gradient. All parameters of a quantizer are trained without weight decay, at the learning rate
     of the quantizer group.
 
+    State is kept by bit-width: the state of a quantizer with more, lower bit-widths holds that of one with fewer, under
+    the same names and shapes; what a checkpoint does not hold stays unset until :meth:`inherit` or :meth:`start` sets
+    it. So a name says its bit-width (``zero_point_4``), and no tensor has a dimension for bit-widths.
+
     Attributes:
         roles: where it can be used.
         absorbs_relu: set per site: ``forward(x)`` equals ``forward(relu(x))``, gradient included, so the caller may

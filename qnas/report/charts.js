@@ -64,8 +64,12 @@
     const stairs = falls(x) ? "hv" : "vh";
     data.others.forEach((front, i) => {
       const points = known(front.points, x, y).sort((a, b) => read(a, x) - read(b, x));
-      const text = points.map((p) => hover(p, `on the front of ${escape(front.search)}`));
-      if (joined) add(escape(`front of ${front.search}`), points, { mode: "lines", line: { color: ink(i + 3), width: 1.3, dash: "dot", shape: stairs }, hovertext: text });
+      const text = points.map((p) => hover(p, `on the front of ${escape(front.search)}, stage ${escape(front.stage)}`));
+      const line = { color: ink(i + 3), width: 1.3, dash: "dot", shape: stairs };
+      if (front.family) {
+        const marker = { color: ink(i + 3), size: 7, symbol: "square" };
+        add(escape(`front of stage ${front.stage}`), points, { mode: joined ? "lines+markers" : "markers", line: { ...line, dash: "solid", width: 1.6 }, marker, hovertext: text });
+      } else if (joined) add(escape(`front of ${front.search}`), points, { mode: "lines", line, hovertext: text });
     });
     const points = known(data.points, ...needed).sort((a, b) => read(a, x) - read(b, x));
     const shades = points.map((p) => (shade ? read(p, shade) : colour(p.tied ? "card" : "accent")));
@@ -75,7 +79,8 @@
     const scored = x === data.score ? { error_x: errors } : y === data.score ? { error_y: errors } : {};
     const symbol = points.map((p) => (shade && p.tied ? "circle-open" : "circle"));
     const marker = { color: shades, size: 9, symbol, line: { color: colour("accent"), width: 2 }, ...(shade ? { line: { color: colour("muted"), width: 1 }, colorscale: "Viridis", showscale: true, colorbar: bar } : {}) };
-    add("front ± standard error", points, {
+    const own_stage = data.others.some((front) => front.family) ? ` of stage ${escape(data.stage)}` : "";
+    add(`front${own_stage} ± standard error`, points, {
       ...scored, mode: joined ? "lines+markers" : "markers", line: { color: colour("accent"), width: 1.5, shape: stairs }, marker,
       hovertext: points.map(titled("on the front, trial ")), customdata: points.map((p) => data.points.indexOf(p)),
     });

@@ -43,8 +43,14 @@ def chart_data(data: ReportData) -> Json:
         ],
         "points": [_point(point, data, names, labels) for point in data.points],
         "search": data.front.get("search"),
+        "stage": data.front.get("stage"),
         "others": [
-            {"search": front["search"], "points": [_point(point, data, names, labels) for point in front["points"]]}
+            {
+                "search": front["search"],
+                "stage": front.get("stage"),
+                "family": front in family(data),
+                "points": [_point(point, data, names, labels) for point in front["points"]],
+            }
             for front in data.fronts[:-1]
             if front.get("objectives") == data.objectives
         ],
@@ -58,6 +64,13 @@ def chart_data(data: ReportData) -> Json:
     content["axes"] = axis_names(content)
     safe: Json = json_safe(content)
     return safe
+
+
+def family(data: ReportData) -> list[Json]:
+    """Return the last front of every stage of training, in the order of the stages."""
+    stages = [stage["name"] for stage in (data.config.get("train") or {}).get("stages") or []]
+    last = {front.get("stage"): front for front in data.fronts}
+    return sorted(last.values(), key=lambda front: stages.index(front["stage"]) if front.get("stage") in stages else -1)
 
 
 def metric_shown(name: str, score: str, split: str) -> Json:

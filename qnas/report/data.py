@@ -10,7 +10,14 @@ from typing import Any
 Json = dict[str, Any]
 
 DEFAULT_SCORE = "accuracy"
-LABELS = {"accuracy": "accuracy", "bitops": "BitOPs", "macs": "MACs", "size_bytes": "size", "num_weights": "weights"}
+LABELS = {
+    "accuracy": "accuracy",
+    "bitops": "BitOPs",
+    "oqat_flops": "OQAT FLOPs",
+    "macs": "MACs",
+    "size_bytes": "size",
+    "num_weights": "weights",
+}
 
 
 @dataclass(frozen=True)

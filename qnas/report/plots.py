@@ -10,6 +10,7 @@ from qnas.report.charts import axis_names, chart_data
 from qnas.report.data import Json, ReportData
 
 _INK, _FAINT, _FRONT, _CHOSEN = "#1f2933", "#9aa5b1", "#1d5fd1", "#d9480f"
+_FAMILY = ("#a16207", "#7c3aed", "#0f766e", "#be185d", "#4d7c0f")
 _LOG_RATIO = 5.0  # values that span more than this are drawn on a logarithmic axis
 
 
@@ -45,14 +46,41 @@ def _draw(figure: Any, axes: Any, content: Json) -> None:
     if broken:
         xs, ys = _values(broken, x, content), _values(broken, y, content)
         axes.scatter(xs, ys, label="trials that violate a constraint", marker="x", linewidths=0.8, **faint)
+    _draw_family(axes, (x, y), content)
     if points:
         _draw_front(figure, axes, points, (x, y, colour), content)
+    family = [point for front in content["others"] if front["family"] for point in front["points"]]
     for name, axis in ((x, "x"), (y, "y")):
-        scale_axis(axes, axis, name, [*_values(trials, name, content), *_values(points, name, content)], content)
+        scale_axis(
+            axes,
+            axis,
+            name,
+            [*_values(trials, name, content), *_values(points, name, content), *_values(family, name, content)],
+            content,
+        )
     axes.grid(True, color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="best")
+
+
+def _draw_family(axes: Any, names: tuple[str, str], content: Json) -> None:
+    """Draw the fronts after the other stages of training, a colour each."""
+    x, y = names
+    fronts = [front for front in content["others"] if front["family"]]
+    line = "-" if len(content["objectives"]) == 2 else "none"
+    for number, front in enumerate(fronts):
+        points = [p for p in front["points"] if None not in (_value(p, x, content), _value(p, y, content))]
+        points.sort(key=lambda point: (_value(point, x, content), _value(point, y, content)))
+        style: dict[str, Any] = {"color": _FAMILY[number % len(_FAMILY)], "markersize": 4, "linewidth": 1.2}
+        style |= {"drawstyle": _stairs(x, content), "linestyle": line, "marker": "s", "zorder": 2}
+        xs, ys = _values(points, x, content), _values(points, y, content)
+        axes.plot(xs, ys, label=f"front of stage {front['stage']}", **style)
+
+
+def _stairs(x: str, content: Json) -> str:
+    """Return how a front's points are joined: between two of them the cheaper one is the best."""
+    return "steps-post" if {"name": x, "direction": "min"} in content["objectives"] else "steps-pre"
 
 
 def _draw_front(figure: Any, axes: Any, points: list[Json], names: tuple[str, str, str | None], content: Json) -> None:
@@ -67,9 +95,9 @@ def _draw_front(figure: Any, axes: Any, points: list[Json], names: tuple[str, st
     bars = {"yerr": errors} if y == score else {"xerr": errors} if x == score else {}
     line = "-" if len(content["objectives"]) == 2 else "none"
     style: dict[str, Any] = {"color": _FRONT, "markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5}
-    falls = {"name": x, "direction": "min"} in content["objectives"]
-    style["drawstyle"] = "steps-post" if falls else "steps-pre"  # between two points the cheaper one is the best
-    axes.errorbar(xs, ys, fmt="o", linestyle=line, label="front (± standard error)", zorder=3, **bars, **style)
+    style["drawstyle"] = _stairs(x, content)
+    of = f" of stage {content['stage']}" if any(front["family"] for front in content["others"]) else ""
+    axes.errorbar(xs, ys, fmt="o", linestyle=line, label=f"front{of} (± standard error)", zorder=3, **bars, **style)
     if colour:
         shades = axes.scatter(xs, ys, c=_shades(points, colour, content), cmap="viridis", s=44, zorder=4)
         ruler = figure.colorbar(shades, ax=axes, format=EngFormatter(sep=""))

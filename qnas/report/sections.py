@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from qnas.report import tables
-from qnas.report.charts import search_box
+from qnas.report.charts import family, search_box
 from qnas.report.data import Json, ReportData, number, toml_safe
 from qnas.report.drawing import draw_subnet
 from qnas.report.formats import MISSING, count, heading, label, many, metric, percent, percent_error, size
@@ -98,6 +98,9 @@ def front(data: ReportData) -> Markup:
     parts = [tag("div", *selects, class_="controls", id="axes"), chart("front", shown, "tall"), picked]
     if not data.points:
         return join([*parts, empty("No trial is on a front yet.")], "\n")
+    fronts = family(data)
+    if len(fronts) > 1:
+        parts.append(tables.family_table(data, fronts))
     saves = [tag("button", f"Front as {kind.upper()}", type="button", data_save=kind) for kind in ("csv", "json")]
     downloads = tag("div", *saves, class_="controls scripted")
     return join([*parts, tables.front_table(data), _ties_said(data), downloads], "\n")

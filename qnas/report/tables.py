@@ -108,9 +108,33 @@ def volumes_table(data: ReportData) -> Markup:
             f"{metric(name, number(found.get('ideal'), name), data.score)}"
             for name in found.get("reference") or {}
         )
-        rows.append(tag("tr", tag("th", front["search"], scope="row"), *shown, tag("td", bounds or MISSING)))
-    headers = ["Search", num("Search split"), num("Test split"), "Its own box"]
+        stage = tag("td", front.get("stage") or MISSING)
+        rows.append(tag("tr", tag("th", front["search"], scope="row"), stage, *shown, tag("td", bounds or MISSING)))
+    headers = ["Search", "Stage", num("Search split"), num("Test split"), "Its own box"]
     return table("Hypervolume of each search's front, in the box that the search recorded", headers, rows)
+
+
+def family_table(data: ReportData, fronts: Sequence[Json]) -> Markup:
+    """Return the chosen subnet after each stage of training."""
+    names = [name for name in data.metrics() if name != data.score]
+    rows = []
+    for front in fronts:
+        point = next((p for p in front["points"] if p["key"] == front.get("chosen")), None)
+        if point is None:
+            continue
+        test = point.get("test") or {}
+        cells = [
+            tag("td", front.get("search")),
+            tag("td", tag("code", point["key"])),
+            _score_cell(point["metrics"], number(point, "standard_error"), data.score),
+            _score_cell(test, number(test, "standard_error"), data.score),
+            *(_metric_cell(point["metrics"], name, data) for name in names),
+            cell(count(len(front["points"])), len(front["points"])),
+        ]
+        rows.append(tag("tr", tag("th", front.get("stage") or MISSING, scope="row"), *cells))
+    scores = (num(f"{heading(data.score)}, {split} split") for split in ("search", "test"))
+    headers = ["Stage", "Search", "Chosen subnet", *scores, *(num(heading(name)) for name in names), num("Points")]
+    return table("The last search after each stage of training", headers, rows)
 
 
 def _score_cell(values: Json, error: float | None, score: str) -> Markup:

@@ -61,6 +61,8 @@ def check_quantizer(cls: type[Quantizer]) -> None:
         x = _values(role, signed)
         for bits in (2, 4, 8):
             _check_quantizer_at(cls, role, signed, bits, x)
+        if cls.inherit is not Quantizer.inherit:
+            _check_lower_bits(cls, role, signed, x)
     both = {"weight": cls if "weight" in cls.roles else None, "act": cls if "activation" in cls.roles else None}
     _check_in_supernet(**both)
 
@@ -98,6 +100,29 @@ def _check_quantizer_at(cls: type[Quantizer], role: str, signed: bool, bits: int
     assert quantizer(x.bfloat16(), ctx).dtype == torch.bfloat16, "must serve bfloat16"
     penalty = quantizer.penalty(ctx)
     assert penalty is None or penalty.ndim == 0, "a penalty must be a number"
+
+
+def _check_lower_bits(cls: type[Quantizer], role: str, signed: bool, x: torch.Tensor) -> None:
+    """State fits a quantizer with more, lower bit-widths, which answers the same; these can then be inherited."""
+    few, many = (cls(site(role, signed=signed, bits=bits)).eval() for bits in ((4,), (2, 3, 4)))
+    few.start(x, SiteContext(4, 8))
+    held, room = few.state_dict(), many.state_dict()
+    for name, tensor in held.items():
+        assert name in room, f"{name} must keep its name where there are lower bit-widths"
+        assert room[name].shape == tensor.shape, f"{name} must keep its shape where there are lower bit-widths"
+    missing = many.load_state_dict(held, strict=False).missing_keys
+    want = few(x, SiteContext(4, 8)).detach()
+    message = "lower bit-widths must not change the others"
+    torch.testing.assert_close(many(x, SiteContext(4, 8)).detach(), want, rtol=0, atol=0, msg=message)
+    for high, low in ((4, 3), (3, 2)):
+        ctx = SiteContext(low, 8)
+        unset = many(x, ctx).detach()
+        many.inherit(high, low)
+        inherited = many(x, ctx).detach()
+        assert torch.isfinite(inherited).all(), f"outputs at {low} bits must be finite once inherited"
+        if missing:  # else everything follows from what all bit-widths share
+            assert not torch.equal(inherited, unset), f"inherit({high}, {low}) must set what {low} bits need"
+    torch.testing.assert_close(many(x, SiteContext(4, 8)).detach(), want, rtol=0, atol=0, msg=message)
 
 
 def _check_in_supernet(weight: type[Quantizer] | None, act: type[Quantizer] | None) -> None:

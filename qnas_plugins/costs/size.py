@@ -13,7 +13,7 @@ class SizeBytes:
     A layer with weights takes ``ceil(weights * bits / 8)`` bytes of codes (or float32 values), 4 for each bias and,
     if quantized, 4 for each output channel's scale (batch normalisation is folded into it) and 5 for its input's grid
     (scale and zero point); asymmetric weights take one more for each output channel. A tensor that is only put on a
-    grid takes those 5.
+    grid takes those 5, and nothing where it stays in float.
     """
 
     direction = "min"
@@ -22,7 +22,7 @@ class SizeBytes:
     def layer_cost(self, layer: Any) -> Any:
         """Return one layer's bytes."""
         if layer.kind == "quantize":
-            return layer.out_channels * 0 + GRID_BYTES
+            return (layer.a_bits < FLOAT_BITS) * GRID_BYTES
         codes = -(-layer.num_weights * layer.w_bits // 8)
         quantized = (layer.w_bits < FLOAT_BITS) * 1
         a_channel = BIAS_BYTES + quantized * (SCALE_BYTES + layer.w_zero_points * ZERO_POINT_BYTES)

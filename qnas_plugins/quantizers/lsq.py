@@ -135,7 +135,8 @@ class LSQ(Quantizer):
             ``zero-point`` that is set from data at the start.
         sharing: what shares one step beyond that. ``bits``: all kernel sizes, each bit-width has its own (MultiQuant).
             ``conv``: all kernel sizes and bit-widths, by OQAT's rule of inheritance: at ``b`` bits the step is
-            ``2^(B - b)`` times that of the largest bit-width ``B``. ``kernel``: each kernel size of weights, and each
+            ``2^(B - b)`` times that of the largest bit-width ``B``, whose step is what is kept (as ``all``), so lower
+            bit-widths may come in later, and higher ones may not. ``kernel``: each kernel size of weights, and each
             bit-width, has its own.
     """
 
@@ -162,9 +163,10 @@ class LSQ(Quantizer):
         shape = (site.channels,) if per_channel else ()
         names = dict.fromkeys(self._name(bits, kernel) for bits in site.bits for kernel in site.kernels or (1,))
         self.log_steps = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name in names})
-        self.register_buffer("zero_points", torch.zeros(len(site.bits), dtype=torch.int64))
+        for bits in site.bits if self._has_zero_point else ():
+            self.register_buffer(f"zero_point_{bits}", torch.tensor(0))
         self.absorbs_relu = not site.signed
-        self._ranges = [self._range(i) for i in range(len(site.bits))]
+        self._ranges = {bits: self._range(bits) for bits in site.bits}  # Python's integers: forward reads no tensor
 
     @classmethod
     def can_compile(cls) -> bool:
@@ -191,22 +193,25 @@ class LSQ(Quantizer):
             target = self.log_steps[name]
             (target[: len(step)] if self.per_channel else target).copy_(step.log() - self._coarser(bits))
 
-    def _range(self, position: int) -> tuple[int, int]:
-        bits = self.site.bits[position]
+    def _range(self, bits: int) -> tuple[int, int]:
         if not self.site.signed:
             return 0, 2**bits - 1
         if self._has_zero_point:
-            zero_point = int(self.zero_points[position])
+            zero_point = int(self.get_buffer(f"zero_point_{bits}"))
             return -zero_point, 2**bits - 1 - zero_point
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
+    def _set_zero_point(self, bits: int, zero_point: int) -> None:
+        self.get_buffer(f"zero_point_{bits}").fill_(zero_point)
+        self._ranges[bits] = self._range(bits)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._ranges = [self._range(i) for i in range(len(self.site.bits))]
+        self._ranges = {bits: self._range(bits) for bits in self.site.bits}
 
     def range(self, bits: int) -> tuple[int, int]:
         """Return Qn and Qp at a bit-width: integers with ``Qn <= 0 <= Qp``."""
-        return self._ranges[self.site.bits.index(bits)]
+        return self._ranges[bits]
 
     def step(self, ctx: SiteContext) -> Tensor:
         """Return the step, detached: ``[]``, or ``[channels]`` with one step a channel."""
@@ -227,15 +232,14 @@ class LSQ(Quantizer):
         """
         v = x.float()
         mean = v.abs().flatten(1).mean(1) if self.per_channel else v.abs().mean()
-        for position, bits in enumerate(self.site.bits):
-            levels = 2**bits - 1
+        for bits in self.site.bits:
             rule = ctx.bits if self.sharing == "conv" else bits
-            qp = 2**rule - 1 if self._has_zero_point else self._ranges[self.site.bits.index(rule)][1]
+            qp = 2**rule - 1 if self._has_zero_point else self._ranges[rule][1]
             step = 2.0 ** (rule - bits) * (2 * mean / math.sqrt(max(qp, 1))).clamp(min=SMALLEST_STEP)
             self._store(bits, step)
             if self._has_zero_point:
-                self.zero_points[position] = min(round(max(-v.min().item(), 0.0) / step.item()), levels)
-                self._ranges[position] = self._range(position)
+                zero_point = round(max(-v.min().item(), 0.0) / step.item())
+                self._set_zero_point(bits, min(zero_point, 2**bits - 1))
 
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
         """Return ``x`` rounded to multiples of the step.
@@ -265,13 +269,12 @@ class LSQ(Quantizer):
     @torch.no_grad()
     def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
         """Start the step of one bit-width from a calibrator's range: the smallest step that covers it."""
-        position, levels = self.site.bits.index(bits), 2**bits - 1
         if self._has_zero_point:
+            levels = 2**bits - 1
             step = ((high - low) / levels).clamp(min=SMALLEST_STEP)
-            self.zero_points[position] = min(max(round(float(-low / step)), 0), levels)
-            self._ranges[position] = self._range(position)
+            self._set_zero_point(bits, min(max(round(float(-low / step)), 0), levels))
         else:
-            qn, qp = self._ranges[position]
+            qn, qp = self._ranges[bits]
             step = torch.maximum(high / qp, low / qn if qn else low * 0).clamp(min=SMALLEST_STEP)
         self._store(bits, step)
 
@@ -283,6 +286,5 @@ class LSQ(Quantizer):
             for kernel in self.site.kernels or (1,):
                 source_step = self.log_steps[self._name(high, kernel)]
                 self.log_steps[self._name(low, kernel)].copy_(source_step + d * math.log(2.0))
-        source, target = self.site.bits.index(high), self.site.bits.index(low)
-        self.zero_points[target] = self.zero_points[source] // 2**d
-        self._ranges[target] = self._range(target)
+        if self._has_zero_point:
+            self._set_zero_point(low, int(self.get_buffer(f"zero_point_{high}")) // 2**d)

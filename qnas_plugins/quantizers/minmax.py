@@ -22,9 +22,9 @@ SMALLEST_STEP = 1e-8  # so that a tensor of zeros leaves a finite grid
 class MinMax(Quantizer):
     """A grid from the smallest to the largest value.
 
-    The range is a moving average over the training steps, the same for all bit-widths, of the tensor or of each output
-    channel of weights; it starts from data. A calibrator's range, one a bit-width, stays as it is. The gradient passes
-    inside the grid's range and is 0 outside (straight-through).
+    The range is a moving average over the training steps of the tensor, or of each output channel of weights. Each
+    bit-width has its own; all start from data alike, unless one is inherited. A calibrator's range stays as it is. The
+    gradient passes inside the grid's range and is 0 outside (straight-through).
 
     Args:
         site: where it works.
@@ -33,10 +33,6 @@ class MinMax(Quantizer):
         per_channel: a range for each output channel; of weights alone.
         momentum: of the moving averages.
     """
-
-    low: Tensor
-    high: Tensor
-    given: Tensor
 
     def __init__(
         self, site: QuantizerSite, *, asymmetric: bool = False, per_channel: bool = False, momentum: float = 0.1
@@ -53,10 +49,11 @@ class MinMax(Quantizer):
         self.asymmetric = asymmetric and site.signed
         self.momentum = momentum
         self.absorbs_relu = not site.signed
-        shape = (len(site.bits), site.channels) if per_channel else (len(site.bits),)
-        self.register_buffer("low", torch.zeros(shape))
-        self.register_buffer("high", torch.zeros(shape))
-        self.register_buffer("given", torch.zeros(len(site.bits), dtype=torch.bool))
+        shape = (site.channels,) if per_channel else ()
+        for bits in site.bits:
+            self.register_buffer(f"low_{bits}", torch.zeros(shape))
+            self.register_buffer(f"high_{bits}", torch.zeros(shape))
+            self.register_buffer(f"given_{bits}", torch.tensor(False))
 
     @classmethod
     def has_weight_zero_points(cls, **options: Any) -> bool:
@@ -73,27 +70,34 @@ class MinMax(Quantizer):
     def start(self, x: Tensor, ctx: SiteContext) -> None:
         """Take the range of ``x`` for every bit-width."""
         low, high = self._extremes(x.float())
-        self.given.fill_(False)
-        for position in range(len(self.site.bits)):
-            self._store(position, low, high)
+        for bits in self.site.bits:
+            self._store(bits, low, high)
+            self.get_buffer(f"given_{bits}").fill_(False)
 
-    def _store(self, position: int, low: Tensor, high: Tensor) -> None:
-        for target, value in ((self.low[position], low), (self.high[position], high)):
+    def _store(self, bits: int, low: Tensor, high: Tensor) -> None:
+        for name, value in ((f"low_{bits}", low), (f"high_{bits}", high)):
+            target = self.get_buffer(name)
             (target[: len(value)] if self.per_channel else target).copy_(value)
 
     @torch.no_grad()
     def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
         """Take a calibrator's range for one bit-width, and keep it."""
-        position = self.site.bits.index(bits)
-        self._store(position, low, high)
-        self.given[position] = True
+        self._store(bits, low, high)
+        self.get_buffer(f"given_{bits}").fill_(True)
 
     @torch.no_grad()
     def inherit(self, high: int, low: int) -> None:
-        """Carry the range of ``high`` bits to ``low``."""
-        source, target = self.site.bits.index(high), self.site.bits.index(low)
-        for buffer in (self.low, self.high, self.given):
-            buffer[target] = buffer[source]
+        """Carry ``high`` bits to ``low``: ``s' = 2^d s``, ``z' = floor(z / 2^d)``, d the difference (OQAT).
+
+        The range of ``low`` becomes that of this grid: the same range on fewer levels would break OQAT's bound on how
+        far outputs move, ``(2^d - 1) s``. Unless a calibrator gave that of ``high``, it follows the data from here.
+        """
+        d = high - low
+        grid = self.export(SiteContext(high, self.site.channels))
+        step, zero_point = grid.scale * 2**d, grid.zero_point // 2**d
+        first, last = grid.qmin // 2**d, (grid.qmax + 1) // 2**d - 1
+        self._store(low, (first - zero_point) * step, (last - zero_point) * step)
+        self.get_buffer(f"given_{low}").copy_(self.get_buffer(f"given_{high}"))
 
     @torch.no_grad()
     def _follow(self, v: Tensor) -> None:
@@ -101,13 +105,13 @@ class MinMax(Quantizer):
         low, high = self._extremes(v)
         if self.site.role == "activation":
             low, high = self.ranks.minimum(low), self.ranks.maximum(high)
-        for position in range(len(self.site.bits)):
-            if not self.given[position]:
-                was_low, was_high = self._range(position, len(v))
-                self._store(position, was_low.lerp(low, self.momentum), was_high.lerp(high, self.momentum))
+        for bits in self.site.bits:
+            if not self.get_buffer(f"given_{bits}"):
+                was_low, was_high = self._range(bits, len(v))
+                self._store(bits, was_low.lerp(low, self.momentum), was_high.lerp(high, self.momentum))
 
-    def _range(self, position: int, channels: int) -> tuple[Tensor, Tensor]:
-        low, high = self.low[position], self.high[position]
+    def _range(self, bits: int, channels: int) -> tuple[Tensor, Tensor]:
+        low, high = self.get_buffer(f"low_{bits}"), self.get_buffer(f"high_{bits}")
         return (low[:channels], high[:channels]) if self.per_channel else (low, high)
 
     def _grid(self, ctx: SiteContext, low: Tensor, high: Tensor) -> AffineGrid:
@@ -135,7 +139,7 @@ class MinMax(Quantizer):
 
     def export(self, ctx: SiteContext) -> AffineGrid:
         """Return the grid of the active bit-width."""
-        return self._grid(ctx, *self._range(self.site.bits.index(ctx.bits), ctx.channels))
+        return self._grid(ctx, *self._range(ctx.bits, ctx.channels))
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -6,3 +6,4 @@ _HERE = files(__name__)
 
 OFA_EVOLUTION = _HERE / "ofa-evolution.toml"
 PTQ = _HERE / "ptq.toml"
+OQAT = _HERE / "oqat.toml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 
 from qnas import testing
 from qnas.hookspecs import KINDS
@@ -112,3 +113,19 @@ def test_a_contract_that_is_broken_is_noticed():
 
     with pytest.raises(AssertionError, match="exported grid"):
         testing.check_quantizer(Coarse)
+
+
+def test_state_that_depends_on_the_other_bit_widths_is_noticed():
+    class Stacked(REGISTRY.load("quantizer", "lsq")):
+        def __init__(self, site):
+            super().__init__(site)
+            self.register_buffer("seen", torch.zeros(len(site.bits)))
+
+    class Idle(REGISTRY.load("quantizer", "lsq")):
+        def inherit(self, high, low):
+            pass
+
+    with pytest.raises(AssertionError, match="seen must keep its shape"):
+        testing.check_quantizer(Stacked)
+    with pytest.raises(AssertionError, match="must set what 3 bits need"):
+        testing.check_quantizer(Idle)

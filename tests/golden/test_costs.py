@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from qnas.costs import CostTable, cost_of, sample_costs
-from qnas.layers import FLOAT_BITS
+from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.activation import FloatSqueezeExcite
 from qnas.nn.subnet import SubnetLayer
 from qnas.rng import generator
@@ -36,7 +39,7 @@ GRIDS = 7
 
 @pytest.fixture(scope="module")
 def models(registry):
-    return {name: registry.load("cost", name) for name in ("macs", "bitops", "size_bytes")}
+    return {name: registry.load("cost", name) for name in ("macs", "bitops", "oqat_flops", "size_bytes")}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,8 @@ def test_smallest_subnet_by_hand(plain, models):
     assert costs["macs"] == 174_624 == sum(w * p for w, p, _ in SMALLEST.values())
     edge_macs = 9_216 + 1_280
     assert costs["bitops"] == edge_macs * 64 + (174_624 - edge_macs) * 12
+    exact = [w * p * (1.0 if name in EDGE else 3 * 4 / 64) for name, (w, p, _) in SMALLEST.items()]  # 8 * 8 / 64 = 1
+    assert costs["oqat_flops"] == sum(math.floor(flops + 0.5) for flops in exact) == 41_270
     size = 0
     for name, (weights, _, out) in SMALLEST.items():
         bits = 8 if name in EDGE else 3
@@ -63,12 +68,31 @@ def test_squeeze_excite_counts_in_float(make_space, models):
     assert layers["stage2.block1.se.reduce"].macs == 72 * 24 == layers["stage2.block1.se.expand"].macs
     assert layers["stage2.block1.se.reduce"].w_bits == FLOAT_BITS
     assert models["bitops"].layer_cost(layers["stage2.block1.se.reduce"]) == 72 * 24 * 32 * 32
+    assert models["oqat_flops"].layer_cost(layers["stage2.block1.se.reduce"]) == 72 * 24
     assert models["size_bytes"].layer_cost(layers["stage2.block1.se.reduce"]) == 72 * 24 * 4 + 24 * 4
 
 
-def test_size_of_odd_bit_counts_rounds_up_to_bytes(models):
-    from qnas.layers import LayerSpec
+def test_a_network_in_float_has_no_grids_and_counts_its_macs(plain, models):
+    layers = [replace(layer, w_bits=FLOAT_BITS, a_bits=FLOAT_BITS) for layer in plain.layers(plain.lowest())]
+    assert sum(layer.kind == "quantize" for layer in layers) == GRIDS
+    assert cost_of(layers, models["oqat_flops"]) == cost_of(layers, models["macs"]) == 174_624
+    assert cost_of(layers, models["bitops"]) == 174_624 * 32 * 32
+    assert cost_of(layers, models["size_bytes"]) == sum(4 * weights + 4 * out for weights, _, out in SMALLEST.values())
 
+
+@pytest.mark.parametrize(("w_bits", "a_bits"), [(2, 2), (2, 3), (3, 4), (4, 4), (5, 7), (8, 8), (2, 32), (32, 32)])
+def test_oqat_flops_of_one_layer_in_float64(models, w_bits, a_bits):
+    for out in (1, 3, 40, 1280):
+        layer = LayerSpec("x", "conv", 5, out, 3, out_size=7, w_bits=w_bits, a_bits=a_bits)
+        macs = 5 * out * 9 * 49.0
+        want = macs if w_bits == FLOAT_BITS else np.floor(macs / 64 * w_bits * a_bits + 0.5)
+        assert models["oqat_flops"].layer_cost(layer) == want
+    pixel = LayerSpec("x", "conv", 8, 1, w_bits=2, a_bits=2)
+    assert models["oqat_flops"].layer_cost(pixel) == 1  # 8 * 4 / 64 = 0.5
+    assert models["oqat_flops"].layer_cost(replace(pixel, kind="quantize")) == 0
+
+
+def test_size_of_odd_bit_counts_rounds_up_to_bytes(models):
     layer = LayerSpec("x", "conv", 3, 1, 1, w_bits=3, a_bits=4)  # 9 bits of weights
     assert models["size_bytes"].layer_cost(layer) == 2 + 4 + 4 + 5
 
@@ -145,7 +169,8 @@ def test_bitops_grow_with_bits(make_space, models):
             continue
         more = rows.copy()
         more[:, column] = len(knob.choices) - 1
-        assert (table.costs(more)["bitops"] >= costs["bitops"]).all()
+        for name in ("bitops", "oqat_flops"):
+            assert (table.costs(more)[name] >= costs[name]).all()
         if knob.role == "w_bits":
             assert (table.costs(more)["size_bytes"] >= costs["size_bytes"]).all()
         np.testing.assert_array_equal(table.costs(more)["macs"], costs["macs"])

@@ -136,6 +136,35 @@ def test_the_published_network_has_its_macs(registry, models, name):
     assert sample_costs(space, models, space.highest())["macs"] == macs
 
 
+# Subnets that OQAT's README lists (https://github.com/LaVieEnRoseSMZ/OQA), with its "FLOPs" in millions:
+# image, kernels, expansions, depths, bits, FLOPs
+OQAT = [
+    (128, "33533557355355353575", "33443433333443666433", "22323", 4, 55.385),
+    (212, "75533553357775757333", "34436443643434466664", "24344", 3, 292.019),
+    (224, "55757553553537557737", "66446464646666666666", "44444", 2, 455.741),
+]
+
+
+@pytest.mark.parametrize(("image", "kernels", "expansions", "depths", "bits", "flops"), OQAT)
+def test_flops_of_oqat_subnets(registry, image, kernels, expansions, depths, bits, flops):
+    """Its README's FLOPs are MACs; its code divides BitOPs by 64, but for stem, squeeze-excite and classifier."""
+    space = registry.load("space", "mbv3")(
+        QuantScheme((bits,), (bits,)), image_size=image, num_classes=1000, resolutions=(image,), size="large"
+    )
+    sample = space.lowest()
+    for i, (kernel, expansion) in enumerate(zip(kernels, expansions, strict=True)):
+        block = f"stage{i // 4 + 1}.block{i % 4 + 1}"
+        sample |= {f"{block}.kernel": int(kernel), f"{block}.expansion": int(expansion)}
+    sample |= {f"stage{i}.depth": int(depth) for i, depth in enumerate(depths, 1)}
+    space.validate(sample)
+    costs = sample_costs(space, {name: registry.load("cost", name) for name in ("macs", "oqat_flops")}, sample)
+    assert round(costs["macs"] / 1e6, 3) == flops
+    layers = {layer.name: layer.macs for layer in space.layers(sample)}
+    whole = {name for name in layers if name in ("stem", "classifier") or ".se." in name}
+    exact = sum(float(macs) if name in whole else macs / 64 * bits * bits for name, macs in layers.items())
+    assert costs["oqat_flops"] == pytest.approx(exact, abs=0.5 * len(layers))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_elastic_space_holds_the_published_network(registry, models, name):
     space = space_of(registry, name)

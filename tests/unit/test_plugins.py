@@ -22,7 +22,7 @@ BUILT_IN = {
         *("evolution", "nsga2", "random"),
         *("optuna:tpe", "optuna:gp", "optuna:nsgaii", "optuna:nsgaiii", "optuna:qmc"),
     },
-    "cost": {"macs", "bitops", "size_bytes"},
+    "cost": {"macs", "bitops", "oqat_flops", "size_bytes"},
     "dataset": {"digits", "files"},
     "task": {"classification"},
     "device": {"onnxruntime"},

@@ -10,15 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from qnas import components
 from qnas.checkpoint import load_checkpoint, load_weights, read_progress, save_checkpoint
+from qnas.config import load_config
 from qnas.data import TrainBatches
 from qnas.errors import ConfigError, StoreError, TrainingDivergedError
+from qnas.processes import Processes
 from qnas.rng import generator
 from qnas.train import Progress, Stage, Trainer, TrainSettings
 
 STAGES = (Stage("float", 1, 0.01, False), Stage("quantized", 2, 0.01, True))
 SETTINGS = TrainSettings(num_subnets=3, start_images=32, clip_norm=1e9)
+SGD = dataclasses.replace(SETTINGS, optimizer="sgd")
 
 
 class Log:
@@ -147,6 +152,58 @@ def test_decay_falls_on_weights_alone_and_quantizers_have_their_own_rate(make_tr
     assert len({id(p) for p in grouped}) == len(grouped) == len(list(trainer.supernet.parameters()))
 
 
+def test_every_setting_of_training_can_be_configured(registry, space, make_supernet, tiny_data):
+    given = {"num_subnets": 2, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.2, "quantizer_lr": 0.1}
+    given |= {"clip_norm": 3.0, "warmup": 0.2, "start_images": 7, "record_every": 5}
+
+    def build(config):
+        return components.build_trainer(registry, config, make_supernet(space), tiny_data, None, Processes())
+
+    trainer = build(load_config({"seed": 4, "train": given}))
+    assert dataclasses.asdict(trainer.settings) == {**given, "seed": 4}
+    assert isinstance(begin(trainer).optimizer, torch.optim.SGD)
+    assert isinstance(begin(build(load_config({}))).optimizer, torch.optim.AdamW)
+    with pytest.raises(ConfigError, match=r"train\.optimizer cannot be 'adam'"):
+        load_config({"train": {"optimizer": "adam"}})
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_steps_as_its_formula_says_and_leaves_what_no_subnet_used(make_trainer, momentum):
+    """Nesterov's momentum in float64: v = m v + g, p = p - lr (g + m v); g holds the decay, of weights alone."""
+    settings = dataclasses.replace(SGD, momentum=momentum, weight_decay=0.3, quantizer_lr=0.5)
+    trainer = begin(make_trainer((Stage("only", 1, 0.01, True),), settings))
+    space, seen = trainer.supernet.space, []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.extend(
+            (
+                group["weight_decay"],
+                group["factor"],
+                p,
+                p.detach().double(),
+                None if p.grad is None else p.grad.double(),
+            )
+            for group in optimizer.param_groups
+            for p in group["params"]
+        )
+    )
+    velocity, unused = {}, 0
+    for step, sample in enumerate((space.highest(), space.lowest(), space.highest())):
+        trainer.sampler = Given([sample])
+        trainer.step(*next(iter(trainer.batches.epoch(0))), 0, step, 0.02)
+        for decay, factor, parameter, before, gradient in seen:
+            if gradient is None:
+                assert torch.equal(parameter.double(), before)
+                unused += 1
+                continue
+            g = gradient + decay * before
+            velocity[parameter] = momentum * velocity.get(parameter, 0.0) + g
+            want = before - 0.02 * factor * (g + momentum * velocity[parameter])
+            torch.testing.assert_close(parameter.detach().double(), want, rtol=1e-4, atol=1e-6)
+        seen.clear()
+    assert unused
+    assert {group["factor"] for group in trainer.optimizer.param_groups} == {1.0, 0.5}
+
+
 # --- the schedule ------------------------------------------------------------------------------------------------
 
 
@@ -226,8 +283,11 @@ class StopError(Exception):
     pass
 
 
-def test_stopping_after_any_epoch_and_resuming_gives_the_same_bits(make_trainer, tmp_path):
-    whole = make_trainer()
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, SGD, dataclasses.replace(SGD, momentum=0.0)], ids=["adamw", "sgd", "plain"]
+)
+def test_stopping_after_any_epoch_and_resuming_gives_the_same_bits(make_trainer, tmp_path, settings):
+    whole = make_trainer(settings=settings)
     saves = []
 
     def save(trainer):
@@ -238,12 +298,19 @@ def test_stopping_after_any_epoch_and_resuming_gives_the_same_bits(make_trainer,
     whole.run(save)
     assert [(read_progress(p).stage, read_progress(p).epoch) for p in saves] == [(1, 0), (1, 1), (2, 0)]
     for path in saves:
-        resumed = make_trainer()
+        resumed = make_trainer(settings=settings)
         torch.manual_seed(1234)
         load_checkpoint(resumed, path)
-        resumed.run(lambda _: None)
+        again = tmp_path / "again.safetensors"
+        save_checkpoint(resumed, again)
+        assert again.read_bytes() == path.read_bytes()
+        resumed.run(lambda trainer, again=again: save_checkpoint(trainer, again))
         assert_equal_bits(weights(whole), weights(resumed))
         assert resumed.progress == whole.progress
+        assert again.read_bytes() == saves[-1].read_bytes()
+    kept = {name.rpartition(".")[2] for name in load_file(saves[1]) if name.startswith("optimizer.")}
+    momentum = {"momentum_buffer"} if settings.momentum else set()
+    assert kept == ({"step", "exp_avg", "exp_avg_sq"} if settings.optimizer == "adamw" else momentum)
 
 
 def test_checkpoints_of_equal_training_are_equal_bytes(make_trainer, tmp_path):

@@ -184,19 +184,24 @@ def test_zero_points_survive_a_checkpoint():
     assert other.range(3) == quantizer.range(3) != (0, 7)
 
 
-@pytest.mark.parametrize(("role", "signed"), [("weight", True), ("activation", False), ("activation", True)])
-@pytest.mark.parametrize(("high", "low"), [(4, 3), (4, 2), (8, 2)])
-def test_inheritance_stays_within_its_bound(role, signed, high, low):
-    # |Q_low(v) - Q_high(v)| <= (2^d - 1) s for every v, clipped ones included.
-    site = QuantizerSite("s", role, (2, 3, 4, 8), 4, signed)
-    quantizer = LSQ(site, negative="zero-point") if role == "activation" else LSQ(site)
-    quantizer.start(torch.linspace(-1 if signed else 0, 3, 400).reshape(100, 4), SiteContext(high, 4))
-    quantizer.inherit(high, low)
-    v = torch.linspace(-6, 6, 4001)[None]
-    s = quantizer.step(SiteContext(high, 4)).item()
-    a, b = (quantizer.export(SiteContext(bits, 4)).quantize(v) for bits in (high, low))
-    assert quantizer.step(SiteContext(low, 4)).item() == pytest.approx(s * 2 ** (high - low), rel=1e-5)
-    assert (a - b).abs().max().item() <= (2 ** (high - low) - 1) * s * (1 + 1e-4)
+@pytest.mark.parametrize("sharing", ["bits", "conv"])
+def test_state_goes_on_where_lower_bits_come_in(sharing):
+    few, many = (
+        LSQ(QuantizerSite("s", "activation", bits, 4, signed=True), negative="zero-point", sharing=sharing)
+        for bits in ((4,), (2, 3, 4))
+    )
+    x = torch.linspace(-2, 2, 52).reshape(13, 4)
+    few.start(x, SiteContext(4, 4))
+    found = many.load_state_dict(few.state_dict(), strict=False)
+    assert not found.unexpected_keys
+    assert set(found.missing_keys) == {f"zero_point_{b}" for b in (2, 3)} | (
+        set() if sharing == "conv" else {f"log_steps.{b}" for b in (2, 3)}
+    )
+    assert torch.equal(few(x, SiteContext(4, 4)), many(x, SiteContext(4, 4)))
+    many.inherit(4, 2)
+    grid, source = many.export(SiteContext(2, 4)), few.export(SiteContext(4, 4))
+    assert grid.zero_point == source.zero_point // 4 > 0
+    torch.testing.assert_close(grid.scale, 4 * source.scale)
 
 
 @pytest.mark.parametrize("role", ["weight", "activation"])

@@ -16,6 +16,12 @@ def make(role="weight", signed=True, **options):
     return MINMAX(QuantizerSite("layer", role, (2, 4, 8), 8, signed), **options)
 
 
+def ranges(quantizer):
+    """Return the range of each bit-width."""
+    buffers = dict(quantizer.named_buffers())
+    return {bits: (float(buffers[f"low_{bits}"]), float(buffers[f"high_{bits}"])) for bits in quantizer.site.bits}
+
+
 def values(*shape, seed=0, shift=0.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + shift
 
@@ -84,10 +90,9 @@ def test_ranges_follow_the_data_in_training_and_not_in_evaluation():
     quantizer = make("activation", asymmetric=True, momentum=0.25)
     quantizer.start(torch.tensor([[-1.0, 2.0]]), SiteContext(4, 2))
     quantizer(torch.tensor([[-3.0, 6.0]]), SiteContext(4, 2))
-    torch.testing.assert_close(quantizer.low, torch.full((3,), -1.5))  # -1 + 0.25 * (-3 + 1)
-    torch.testing.assert_close(quantizer.high, torch.full((3,), 3.0))
+    assert ranges(quantizer) == dict.fromkeys((2, 4, 8), (-1.5, 3.0))  # -1 + 0.25 * (-3 + 1), 2 + 0.25 * (6 - 2)
     quantizer.eval()(torch.tensor([[-30.0, 60.0]]), SiteContext(4, 2))
-    torch.testing.assert_close(quantizer.high, torch.full((3,), 3.0))
+    assert ranges(quantizer) == dict.fromkeys((2, 4, 8), (-1.5, 3.0))
 
 
 def test_a_calibrated_range_stays():
@@ -95,7 +100,7 @@ def test_a_calibrated_range_stays():
     quantizer.start(torch.tensor([[0.0, 2.0]]), SiteContext(4, 2))
     quantizer.set_range(4, torch.tensor(0.0), torch.tensor(1.0))
     quantizer(torch.tensor([[0.0, 9.0]]), SiteContext(8, 2))
-    high = dict(zip(quantizer.site.bits, quantizer.high.tolist(), strict=True))
+    high = {bits: value for bits, (_, value) in ranges(quantizer).items()}
     assert high[4] == 1.0
     assert high[2] == high[8] == pytest.approx(2.7)
 
@@ -119,5 +124,16 @@ def test_several_processes_share_the_extremes():
     quantizer.start(torch.tensor([[-1.0, 2.0]]), SiteContext(4, 2))
     quantizer.ranks = Two()
     quantizer(torch.tensor([[-1.0, 2.0]]), SiteContext(4, 2))
-    assert quantizer.low[0] == -2.0
-    assert quantizer.high[0] == 3.0
+    assert ranges(quantizer)[2] == (-2.0, 3.0)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_an_inherited_range_follows_the_data_unless_it_was_given(calibrated):
+    quantizer = make("activation", signed=False)
+    quantizer.start(torch.tensor([[0.0, 1.5]]), SiteContext(4, 2))
+    if calibrated:
+        quantizer.set_range(4, torch.tensor(0.0), torch.tensor(1.5))
+    quantizer.inherit(4, 2)
+    assert ranges(quantizer)[2] == (0.0, pytest.approx(1.2))  # 3 steps of 4 times 1.5 / 15
+    quantizer(torch.tensor([[0.0, 3.2]]), SiteContext(2, 2))
+    assert ranges(quantizer)[2] == (0.0, pytest.approx(1.2 if calibrated else 1.4))

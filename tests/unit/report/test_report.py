@@ -422,7 +422,27 @@ def test_hypervolume_grows_with_the_front_in_the_box_of_what_was_found() -> None
     front = make_run().front | {"hypervolume": {"search": 0.5, "test": 0.25, **box}}
     data = make_run(front=front, fronts=[front])
     assert progress(data)[0]["volume"][0] == pytest.approx(0.8 * 0.99)
-    assert "01-evolution 0.500 0.250" in Page(render_html(data)).text
+    assert "0.500 0.250" in Page(render_html(data)).text
+
+
+def test_one_chart_holds_the_last_front_of_every_stage() -> None:
+    point = make_run().front["points"][0]
+    fronts = [
+        make_run().front | {"search": f"{i:02d}-evolution", "stage": stage, "points": [point], "chosen": point["key"]}
+        for i, stage in enumerate(["4-bit", "3-bit", "4-bit", "2-bit"], 1)
+    ]
+    config = make_run().config | {"train": {"stages": [{"name": f"{bits}-bit"} for bits in (4, 3, 2)]}}
+    data = make_run(config=config, front=fronts[-1], fronts=fronts)
+    content = chart_data(data)
+    assert content["stage"] == "2-bit"
+    assert [(f["search"], f["stage"], f["family"]) for f in content["others"]] == [
+        ("01-evolution", "4-bit", False),
+        ("02-evolution", "3-bit", True),
+        ("03-evolution", "4-bit", True),
+    ]
+    text = Page(render_html(data)).text
+    rows = [text.index(f"{bits}-bit {n}-evolution {point['key']}") for bits, n in ((4, "03"), (3, "02"), (2, "04"))]
+    assert rows == sorted(rows)
 
 
 def test_the_gap_of_each_point_is_drawn() -> None:
