@@ -50,7 +50,7 @@ def draw(space, bitops, n, seed):
     return rng, indices, bitops.costs(indices)["bitops"].astype(float)
 
 
-# --- what is asked -------------------------------------------------------------------------------------------------
+# --- what is asked ---------------------------------------------------------------------------------------------------
 
 
 def test_kinds_places_and_choices(space):
@@ -109,7 +109,7 @@ def test_the_second_of_two_choices_is_a_mirror(space):
     assert len(space.resolutions) == 2
 
 
-# --- the statistics ------------------------------------------------------------------------------------------------
+# --- the statistics --------------------------------------------------------------------------------------------------
 
 
 def test_effects_are_those_of_a_least_squares_with_the_cost(space, bitops):
@@ -244,7 +244,7 @@ def test_equal_scores_resolve_nothing(space, bitops):
     assert not any(p.resolved for p in fit.preferences)
 
 
-# --- between stages ----------------------------------------------------------------------------------------------------
+# --- between stages --------------------------------------------------------------------------------------------------
 
 
 def test_a_paired_difference_is_found_through_noise_that_both_stages_share(space, bitops):
