@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import click
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from qnas import components
 from qnas.cli import options
@@ -147,7 +149,53 @@ def test_the_narrower_quantizer_flag_wins(registry):
 
 def test_every_recipe_is_a_valid_configuration(registry):
     for name in registry.names("recipe"):
-        load_config(read_toml(registry.load("recipe", name)))
+        recipe = read_toml(registry.load("recipe", name))
+        large = recipe.pop("large", {})
+        load_config(recipe)
+        load_config(recipe, large)
+
+
+def test_a_recipe_has_other_settings_for_large_images(registry, tmp_path):
+    """``--recipe oqat --data IMAGENET`` is the paper's experiment: schedule, batch, resolutions."""
+    small = options.resolve_config(registry, {"recipe": "oqat"})
+    assert small.search.stages == ("4-bit", "3-bit", "2-bit")
+    assert small.train.batch_size == RunConfig().train.batch_size
+    asked = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224})
+    for label in range(2):
+        folder = tmp_path / "images" / f"class{label}"
+        folder.mkdir(parents=True)
+        for i in range(8):
+            pixels = np.random.default_rng([label, i]).integers(0, 256, (240, 256, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    seen, data = options.resolve_start(registry, {"recipe": "oqat", "data": str(tmp_path / "images")})
+    assert data.image_size == 224
+    for large in (asked, seen):
+        assert (large.train.optimizer, large.train.momentum, large.train.batch_size) == ("sgd", 0.9, 2048)
+        assert [(s.name, s.epochs) for s in large.train.stages] == [
+            ("float", 180),
+            ("4-bit", 120),
+            ("3-bit", 25),
+            ("2-bit", 25),
+        ]
+        assert [s.inherit for s in large.train.stages] == [False, False, True, True]
+        assert large.evaluation.calibration_images == 2000
+    for space in ("mbv3", "mbv2"):
+        config = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "space": space})
+        knobs = {k.label: k.choices for k in components.build_space(registry, config, data).knobs}
+        assert knobs["resolution"] == tuple(range(128, 225, 4))
+        assert knobs["stage2.depth"] == (2, 3, 4)
+        assert knobs["stage2.block1.kernel"] == (3, 5, 7)
+        assert knobs["stage2.block1.expansion"] == (3, 4, 6)
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[train]\nbatch_size = 32\n")
+    over = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "config_file": mine})
+    assert (over.train.batch_size, over.train.optimizer) == (32, "sgd")
+
+
+def test_flags_that_a_list_of_stages_makes_idle_are_refused(registry):
+    for name, value in (("epochs", 3), ("float_epochs", 3), ("lr", 0.1), ("calibrator", "mse")):
+        with pytest.raises(ConfigError, match=r"would change nothing.*4-bit .8 epochs"):
+            options.resolve_config(registry, {"recipe": "oqat", name: value})
 
 
 # --- flags -------------------------------------------------------------------------------------------------------
