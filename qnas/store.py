@@ -10,6 +10,7 @@ RUN/
   stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress; records.jsonl: events
   searches/NN-name/      front.json
   alone/KEY-START-ID/    stages/, result.json of a subnet that was trained by itself
+  insights.json          what good subnets prefer at each training stage
   ranks/                 comparisons of the supernet's ranking with training alone
   tensorboard/           events, by --tensorboard
   exports/KEY/           model.onnx, packed.safetensors, export.json, verify.json

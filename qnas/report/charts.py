@@ -10,6 +10,7 @@ from qnas.report.answers import point_gap, tied
 from qnas.report.data import Json, ReportData, json_safe, number
 from qnas.report.formats import label
 from qnas.report.inside import quantities
+from qnas.report.insights import insight_charts
 from qnas.report.volume import Box, common_box, complete, objectives_of, volume
 
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=|<|>|≤|≥)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
@@ -58,6 +59,7 @@ def chart_data(data: ReportData) -> Json:
         "gap": data.gap,
         "ranks": [_rank(comparison) for comparison in data.ranks],
         "inside": _inside(data),
+        "insights": insight_charts(data.insights),
     }
     content["axes"] = axis_names(content)
     safe: Json = json_safe(content)

@@ -21,6 +21,7 @@ def report_data(run: Run) -> ReportData:
     """Read everything that a run has so far."""
     from qnas.alone import list_alone
     from qnas.exports import list_exports
+    from qnas.insights import read_insights
     from qnas.rank import list_ranks
 
     store = run.store
@@ -41,6 +42,7 @@ def report_data(run: Run) -> ReportData:
         alone=[{k: v for k, v in result.items() if k != "correct"} for result in list_alone(store.path)],
         ranks=[dict(comparison) for comparison in list_ranks(store.path)],
         inside=thinned(list(_looks([path.parent for path in run.stages.checkpoints()])), LOOKS),
+        insights=read_insights(store.path),
     )
     if not fronts:
         return data

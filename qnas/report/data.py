@@ -45,6 +45,7 @@ class ReportData:
         ranks: comparisons of the supernet's ranking with training alone.
         inside: looks inside the supernet while it trained, one subnet each: ``stage``, ``number``, ``key``, ``steps``,
             ``clip_ratios``, ``bn_std``, ``gradient_norms``.
+        insights: what good subnets prefer at each training stage; see :func:`qnas.insights.insights`.
     """
 
     config: Json
@@ -62,6 +63,7 @@ class ReportData:
     alone: list[Json] = field(default_factory=list)
     ranks: list[Json] = field(default_factory=list)
     inside: list[Json] = field(default_factory=list)
+    insights: Json = field(default_factory=dict)
 
     @property
     def points(self) -> list[Json]:
