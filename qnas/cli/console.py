@@ -206,7 +206,7 @@ def print_insights(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from qnas.effects import NETWORK
-    from qnas.insights import by_choice, difference_said, effect_said, sentence
+    from qnas.insights_said import by_choice, difference_said, effect_said, sentence
 
     cost, stages, console = result["cost"], result["stages"], stdout_console()
     click.echo(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qnas.effects import NETWORK
-from qnas.insights import by_choice, difference_said, sentence
+from qnas.insights_said import by_choice, difference_said, sentence
 from qnas.report.data import Json, ReportData
 from qnas.report.formats import MINUS, MISSING, label, many, percent
 from qnas.report.markup import Markup, empty, join, num, table, tag

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 from qnas.effects import Judged, questions
-from qnas.insights import (
-    by_choice,
-    difference,
-    difference_said,
-    draw_architectures,
-    dress,
-    effect_said,
-    sentence,
-    stage_entry,
-    stage_samples,
-)
+from qnas.insights import difference, draw_architectures, dress, stage_entry, stage_samples
+from qnas.insights_said import by_choice, difference_said, effect_said, sentence
 from qnas.space import BIT_ROLES, QuantScheme
 from qnas.testing.parts import ToySpace
 
