@@ -152,7 +152,9 @@ def print_front(front: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     metric = front["metric"]
-    costs = [name for name in front["points"][0]["metrics"] if name != metric] if front["points"] else []
+    first = [str(objective["name"]) for objective in front["objectives"]]
+    known = sorted(front["points"][0]["metrics"]) if front["points"] else []
+    costs = [name for name in dict.fromkeys([*first, *known]) if name in known and name != metric]
     images = front["num_images"]
     table = Table(
         title=f"Front of {front['evaluations']} subnets ({front['search']}, stage {front['stage']})",

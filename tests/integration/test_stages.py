@@ -173,3 +173,24 @@ def test_an_unfinished_stage_is_said_to_be_so(tmp_path):
 def test_configurations_name_stages_that_are_there():
     with pytest.raises(ConfigError, match=r"The stage 'float2' does not exist. Did you mean 'float'"):
         load_config(CONFIG, {"search": {"stages": ["float2"]}})
+
+
+def test_stopped_after_any_epoch_it_goes_on_to_the_same_bytes(path, tmp_path):
+    with Run.open(path, load_registry()) as run:
+        whole = [file.read_bytes() for file in run.stages.checkpoints()]
+    target = tmp_path / "run"
+    Run.create(target, load_config(CONFIG), load_registry()).close()
+    for _ in STAGES:  # stopped after the one epoch of each stage
+        with Run.open(target, load_registry()) as run:
+            save = run._save
+
+            def stop(trainer, save=save):
+                save(trainer)
+                raise KeyboardInterrupt
+
+            run._save = stop
+            with pytest.raises(KeyboardInterrupt):
+                run.train()
+    with Run.open(target, load_registry()) as run:
+        assert run.stages.finished() == [stage["name"] for stage in STAGES]
+        assert [file.read_bytes() for file in run.stages.checkpoints()] == whole
