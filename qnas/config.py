@@ -243,6 +243,19 @@ def read_toml(path: Path, what: str = "configuration") -> dict[str, Any]:
         raise ConfigError(f"The {what} {path} is no valid TOML: {error}. Correct that line.") from error
 
 
+def read_settings(path: Path, what: str = "configuration") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a TOML file's settings and its table ``large``, which is put over them for large images.
+
+    Raises:
+        ConfigError: it is absent or no TOML, or ``large`` is no table.
+    """
+    settings = read_toml(path, what)
+    large = settings.pop("large", {})
+    if not isinstance(large, dict):
+        raise ConfigError(f"The {what} {path} has large = {large!r}; [large] is a table of settings. Correct it.")
+    return settings, large
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the entries of ``over`` put over it, table by table."""
     merged = dict(base)

@@ -36,10 +36,11 @@ from qnas.train import Progress, Trainer
 if TYPE_CHECKING:
     from qnas.alone import AloneSettings
     from qnas.exports import Exports
+    from qnas.insights import InsightSettings
 
 DATA = "data.json"
 INIT = "init.json"
-PHASES = ("train", "search", "retrain", "export", "verify", "alone", "rank", "report")
+PHASES = ("train", "search", "retrain", "export", "verify", "alone", "rank", "insights", "report")
 
 
 class Run:
@@ -375,6 +376,16 @@ class Run:
             return {}
         with self.phase("rank"):
             return rank(self, num_configs, settings)
+
+    def insights(self, settings: InsightSettings) -> dict[str, Any]:
+        """Tell what good subnets prefer at each stage; see :func:`qnas.insights.insights` (nothing in a follower)."""
+        from qnas.insights import help_insights, insights
+
+        if not self.processes.leader:
+            help_insights(self, settings)
+            return {}
+        with self.phase("insights"):
+            return insights(self, settings)
 
     def evaluate(self, sample: Sample, split: str, stage: str | None = None) -> Evaluation:
         """Judge one subnet on a split, with the weights that it had after a stage, by default the last one."""

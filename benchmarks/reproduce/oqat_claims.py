@@ -17,8 +17,8 @@ from qnas.statistics import Interval, kendall, mean_interval
 
 BITS = (4, 3, 2)
 CONFIGS = 50
-EVALUATIONS = 80  # of the search at 2 bits
-NEIGHBOURS = 6  # random nets at each budget
+EVALUATIONS = 40  # of the search at 2 bits
+NEIGHBOURS = 3  # random nets at each budget
 WIDTH = 0.1  # they cost up to so much less than the budget
 Json = dict[str, Any]
 

@@ -19,6 +19,7 @@ COMMANDS = (
     "inherit",
     "train-alone",
     "rank",
+    "insights",
     "export",
     "verify",
     "report",

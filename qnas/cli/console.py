@@ -55,6 +55,8 @@ class LineRecorder:
             text = f"search: {values['name']}, {self._total} evaluations"
         elif event == "trial" and (values["number"] % TRIALS_A_LINE == 0 or values["number"] == self._total):
             text = f"search: {values['number']}/{self._total}"
+        elif event == "insights":
+            text = f"insights: stage {values['stage']}, {values['total']} subnets"
         elif event == "alone":
             text = f"alone: {values['number']}/{values['total']}, {', '.join(values['keys'])}"
         elif event == "phase" and values["state"] == "end":
@@ -97,12 +99,12 @@ class ProgressRecorder:
             self._progress.start()
         self._task = self._progress.add_task(description, total=total, rate="", note="")
 
-    def _advance(self, note: str, unit: str) -> None:
+    def _advance(self, note: str, unit: str, steps: int = 1) -> None:
         if self._progress is None or self._task is None:
             return
         task = next(t for t in self._progress.tasks if t.id == self._task)
         rate = f"{task.speed:.1f} {unit}/s" if task.speed else ""
-        self._progress.update(self._task, advance=1, rate=rate, note=note)
+        self._progress.update(self._task, advance=steps, rate=rate, note=note)
 
     def close(self) -> None:
         """Leave the finished bars on the screen."""
@@ -123,6 +125,10 @@ class ProgressRecorder:
         elif event == "trial":
             best = values["metrics"]
             self._advance(f"{values['key'][:8]} {next(iter(best))} {next(iter(best.values())):.3f}", "subnets")
+        elif event == "insights":
+            self._begin(f"judge {values['stage']}", values["total"])
+        elif event == "insight":
+            self._advance("", "subnets", values["new"])
         elif event == "alone":
             self._prefix = f"{values['number']}/{values['total']} "
         elif event == "phase" and values["state"] != "start":
@@ -146,7 +152,9 @@ def print_front(front: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     metric = front["metric"]
-    costs = [name for name in front["points"][0]["metrics"] if name != metric] if front["points"] else []
+    first = [str(objective["name"]) for objective in front["objectives"]]
+    known = sorted(front["points"][0]["metrics"]) if front["points"] else []
+    costs = [name for name in dict.fromkeys([*first, *known]) if name in known and name != metric]
     images = front["num_images"]
     table = Table(
         title=f"Front of {front['evaluations']} subnets ({front['search']}, stage {front['stage']})",
@@ -220,6 +228,38 @@ def print_rank(result: Mapping[str, Any]) -> None:
         table.add_row(entry["key"], f"{entry['supernet']:.2%}", alone)
     stdout_console().print(table)
     click.echo(f"Kendall tau {tau['value']:.3f}, 95% interval {tau['low']:.3f} to {tau['high']:.3f}")
+
+
+def print_insights(result: Mapping[str, Any]) -> None:
+    """Print, for each kind of knob, the whole network's effects by training stage, and what they mean in words."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from qnas.effects import NETWORK
+    from qnas.insights_said import by_choice, difference_said, effect_said, sentence
+
+    cost, stages, console = result["cost"], result["stages"], stdout_console()
+    click.echo(
+        f"{result['metric']} gained at equal {cost} from no knob with a choice to all of them: percentage points, 95% "
+        "interval (bold: zero is outside)"
+    )
+    for kind, rows in by_choice(stages).items():
+        whole = {choice: found for (place, choice), found in rows.items() if place == NETWORK}
+        table = Table()
+        table.add_column(escape(kind))
+        for stage in stages:
+            table.add_column(escape(stage["name"]), justify="right")
+        for choice, found in whole.items():
+            cells = [effect_said(p) for p in found]
+            sure = [p is not None and p["resolved"] for p in found]
+            table.add_row(
+                escape(str(choice)), *(f"[bold]{c}[/bold]" if s else c for c, s in zip(cells, sure, strict=True))
+            )
+        console.print(table)
+    for stage in stages:
+        console.print(escape(sentence(stage, cost)))
+    if result["difference"] is not None:
+        console.print(escape(difference_said(result["difference"])))
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:

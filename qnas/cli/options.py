@@ -308,20 +308,17 @@ def resolve_config(registry: Registry, params: Mapping[str, Any]) -> RunConfig:
 def resolve_start(registry: Registry, params: Mapping[str, Any]) -> tuple[RunConfig, Data | None]:
     """Return the configuration of a new run and, where its choice needed them, the images.
 
-    A recipe's table ``large`` is put over the rest of the recipe for images above 64 pixels.
+    The table ``large`` of a recipe or a TOML file is put over the rest of it for images above 64 pixels.
     """
-    from qnas.config import load_config, nested, read_toml
+    from qnas.config import load_config, nested, read_settings
 
-    recipe: dict[str, Any] = {}
-    if params.get("recipe"):
-        recipe = read_toml(Path(str(registry.load("recipe", params["recipe"]))))
-    large = recipe.pop("large", None)
-    file = read_toml(Path(params["config_file"])) if params.get("config_file") else {}
+    paths = [Path(str(registry.load("recipe", params["recipe"])))] if params.get("recipe") else []
+    paths += [Path(params["config_file"])] if params.get("config_file") else []
+    files = [read_settings(path) for path in paths]
     flags = data_settings(registry, flag_settings(params))
-    layers: list[Mapping[str, Any]] = [recipe, file, nested(flags)]
-    config = _with_absolute_path(load_config(*layers))
+    config = _with_absolute_path(load_config(*(settings for settings, _ in files), nested(flags)))
     data = None
-    if large is not None:
+    if any(large for _, large in files):
         size = config.data.image_size
         if size is None:
             from qnas.components import load_data
@@ -329,7 +326,8 @@ def resolve_start(registry: Registry, params: Mapping[str, Any]) -> tuple[RunCon
             data = load_data(registry, config)
             size = data.image_size
         if size > LARGEST_SMALL_IMAGE:
-            config = _with_absolute_path(load_config(recipe, large, *layers[1:]))
+            layers = (layer for file in files for layer in file)
+            config = _with_absolute_path(load_config(*layers, nested(flags)))
     _refuse_idle_flags(config, flags)
     return config, data
 

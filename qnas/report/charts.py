@@ -10,6 +10,7 @@ from qnas.report.answers import point_gap, tied
 from qnas.report.data import Json, ReportData, json_safe, number
 from qnas.report.formats import count, label
 from qnas.report.inside import quantities
+from qnas.report.insights import insight_charts
 from qnas.report.volume import Box, common_box, complete, objectives_of, volume
 from qnas.retrained import bits_said
 
@@ -60,6 +61,7 @@ def chart_data(data: ReportData) -> Json:
         "gap": data.gap,
         "ranks": [_rank(comparison) for comparison in data.ranks],
         "inside": _inside(data),
+        "insights": insight_charts(data.insights),
     }
     content["axes"] = axis_names(content)
     if content["retrained"] and "bitops" in names and "bitops" not in content["axes"]:

@@ -22,6 +22,7 @@ def report_data(run: Run) -> ReportData:
     """Read everything that a run has so far."""
     from qnas.alone import list_alone
     from qnas.exports import list_exports
+    from qnas.insights import read_insights
     from qnas.rank import list_ranks
 
     store = run.store
@@ -43,6 +44,7 @@ def report_data(run: Run) -> ReportData:
         retrained=[_without_answers(net) for net in read_retrained(store.path).get("nets", [])],
         ranks=[dict(comparison) for comparison in list_ranks(store.path)],
         inside=thinned(list(_looks([path.parent for path in run.stages.checkpoints()])), LOOKS),
+        insights=read_insights(store.path),
     )
     if not fronts:
         return data

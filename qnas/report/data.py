@@ -48,6 +48,7 @@ class ReportData:
         ranks: comparisons of the supernet's ranking with training alone.
         inside: looks inside the supernet while it trained, one subnet each: ``stage``, ``number``, ``key``, ``steps``,
             ``clip_ratios``, ``bn_std``, ``gradient_norms``.
+        insights: what good subnets prefer at each training stage; see :func:`qnas.insights.insights`.
     """
 
     config: Json
@@ -66,6 +67,7 @@ class ReportData:
     retrained: list[Json] = field(default_factory=list)
     ranks: list[Json] = field(default_factory=list)
     inside: list[Json] = field(default_factory=list)
+    insights: Json = field(default_factory=dict)
 
     @property
     def points(self) -> list[Json]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from qnas.report import evidence, sections
 from qnas.report.charts import chart_data
 from qnas.report.data import ReportData
+from qnas.report.insights import insights
 from qnas.report.page import Section, render_page, text_file
 
-SCRIPTS = ("tables.js", "plot.js", "charts.js")
+SCRIPTS = ("tables.js", "plot.js", "insights.js", "charts.js")
 
 
 def render_html(data: ReportData) -> str:
@@ -18,6 +19,7 @@ def render_html(data: ReportData) -> str:
         Section("gap", "Gap", "From the search to the test split", evidence.gap(data)),
         Section("subnets", "Layers", "Layer by layer", sections.subnets(data)),
         Section("sensitivity", "Bit-widths", "What bit-widths cost", evidence.bit_widths(data)),
+        Section("insights", "Insights", "What good subnets prefer at each training stage", insights(data)),
         Section("exports", "Exports", "Exports and verification", sections.exports(data)),
         Section("search", "Search", "Search progress", sections.search(data)),
         Section("training", "Training", "Training progress", sections.training(data)),
@@ -35,7 +37,7 @@ def render_html(data: ReportData) -> str:
         Section("timings", "Time", "Time by phase", sections.timings(data)),
         Section("reproduce", "Reproduce", "How to reproduce", sections.reproduce(data)),
     ]
-    drawn = bool(data.trials or data.points or data.history or data.ranks)
+    drawn = bool(data.trials or data.points or data.history or data.ranks or data.insights)
     return render_page(
         "qnas report",
         data.name,

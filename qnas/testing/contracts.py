@@ -350,10 +350,12 @@ def check_task(cls: Callable[[], Task]) -> None:
 
 
 def check_recipe(path: Any) -> None:
-    """Is TOML that a run accepts."""
-    from qnas.config import load_config, read_toml
+    """Is TOML that a run accepts, for small images and for large ones."""
+    from qnas.config import load_config, read_settings
 
-    load_config(read_toml(Path(str(path))))
+    settings, large = read_settings(Path(str(path)))
+    load_config(settings)
+    load_config(settings, large)
 
 
 def check_device(cls: Callable[[], Device]) -> None:

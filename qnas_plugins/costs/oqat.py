@@ -12,9 +12,9 @@ BITOPS_A_FLOP = 64  # 8 * 8: a layer at 8 bits counts its MACs
 class OqatFlops:
     """What OQAT's released code (``profile_quant``) prints as FLOPs: BitOPs / 64, and MACs of layers in float.
 
-    It differs from BitOPs, which take a layer in float for 32 * 32 bit operations a MAC: here it costs as much as at
-    8 bits. So the first convolution and the classifier, float in OQAT's code and 8 bits here, cost the same in both.
-    Each layer is rounded to a whole number, halves upwards.
+    It differs from BitOPs, which take a layer in float for 32 * 32 bit operations a MAC: here it costs as much as one
+    at 8 bits. So the first convolution and the classifier, float in OQAT's code and 8 bits here, cost the same in
+    both. Each layer is rounded to a whole number, halves upwards.
     """
 
     direction = "min"

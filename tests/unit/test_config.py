@@ -23,6 +23,7 @@ from qnas.config import (
     merge,
     nested,
     parse_setting,
+    read_settings,
     read_toml,
     tomllib,
 )
@@ -150,8 +151,7 @@ def test_the_narrower_quantizer_flag_wins(registry):
 
 def test_every_recipe_is_a_valid_configuration(registry):
     for name in registry.names("recipe"):
-        recipe = read_toml(registry.load("recipe", name))
-        large = recipe.pop("large", {})
+        recipe, large = read_settings(registry.load("recipe", name))
         load_config(recipe)
         load_config(recipe, large)
 
@@ -188,9 +188,16 @@ def test_a_recipe_has_other_settings_for_large_images(registry, tmp_path):
         assert knobs["stage2.block1.kernel"] == (3, 5, 7)
         assert knobs["stage2.block1.expansion"] == (3, 4, 6)
     mine = tmp_path / "mine.toml"
-    mine.write_text("[train]\nbatch_size = 32\n")
-    over = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "config_file": mine})
-    assert (over.train.batch_size, over.train.optimizer) == (32, "sgd")
+    mine.write_text("[train]\nbatch_size = 32\nweight_decay = 0.5\n[large.train]\nweight_decay = 0.25\n")
+    over = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "config_file": mine}).train
+    assert (over.batch_size, over.optimizer, over.weight_decay) == (32, "sgd", 0.25)
+    assert options.resolve_config(registry, {"recipe": "oqat", "config_file": mine}).train.weight_decay == 0.5
+    copied = tmp_path / "copied.toml"  # a recipe is a file that a user may copy and change
+    copied.write_text(registry.load("recipe", "oqat").read_text())
+    assert options.resolve_config(registry, {"config_file": copied, "image_size": 224}) == asked
+    mine.write_text("large = 3\n")
+    with pytest.raises(ConfigError, match="is a table"):
+        options.resolve_config(registry, {"config_file": mine})
 
 
 @pytest.mark.parametrize("size", [16, 224])

@@ -11,7 +11,9 @@ import tomllib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qnas.costs import CostTable, sample_costs
 from qnas.errors import ConfigError
+from qnas.plugins import load_registry
 from qnas.rng import generator
 from qnas.space import Condition, Knob, QuantScheme
 
@@ -155,3 +157,40 @@ def test_conditions_must_name_an_earlier_knob(make_space):
 
     with pytest.raises(ConfigError, match="earlier knob"):
         make_space(site_knobs=site_knobs)
+
+
+# --- views of the stages of training -----------------------------------------------------------------------------
+
+
+def test_a_key_stays_the_same_when_a_space_gets_more_bit_widths(make_space):
+    for granularity in ("network", "stage", "block", "layer"):
+        few = make_space(granularity=granularity, w_bits=(4,), a_bits=(4,))
+        more = make_space(granularity=granularity, w_bits=(2, 3, 4), a_bits=(3, 4))
+        view = more.restrict(w_bits=[4], a_bits=[4])
+        for row in draws(few, 50):
+            sample = few.sample(row)
+            assert few.key(sample) == more.key(sample) == view.key(sample)
+
+
+def test_a_float_view_costs_what_a_float_net_costs(space):
+    view = space.floating("w_bits", "a_bits")
+    models = load_registry()
+    for row in draws(view, 20):
+        sample = view.sample(row)
+        layers = view.layers(sample)
+        assert {layer.w_bits for layer in layers if layer.macs} == {32}
+        costs = sample_costs(view, {n: models.load("cost", n) for n in ("bitops", "macs", "size_bytes")}, sample)
+        assert costs["bitops"] == 32 * 32 * costs["macs"]
+        assert costs["size_bytes"] == sum(
+            4 * (layer.num_weights + layer.out_channels) for layer in layers if layer.macs
+        )
+        table = CostTable(view, {"bitops": models.load("cost", "bitops")})
+        assert table.costs(view.indices([sample]))["bitops"][0] == costs["bitops"]
+        assert space.key(space.canonical(sample | bits_of(space))) != view.key(sample)
+    half = space.floating("a_bits")
+    assert {layer.a_bits for layer in half.layers(half.highest())} == {32}
+    assert max(layer.w_bits for layer in half.layers(half.highest()) if "se" not in layer.name) == 8
+
+
+def bits_of(space):
+    return {knob.label: knob.choices[0] for knob in space.knobs if knob.role in ("w_bits", "a_bits")}

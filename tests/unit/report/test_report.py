@@ -21,6 +21,7 @@ from qnas.report.data import json_safe, layer_bitops, toml_safe
 from qnas.report.drawing import draw_subnet, shade
 from qnas.report.formats import MINUS, TIMES, count, metric, percent_error, seconds, size
 from qnas.report.inside import quantities
+from qnas.report.insights import interval_said, minus
 from qnas.report.markup import Markup, escape, tag
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</style>${title}"
@@ -108,9 +109,38 @@ def make_run(num_objectives: int = 2, **changes: object) -> ReportData:
         "gap": {"value": 0.005, "low": -0.01, "high": 0.02},
         "alone": [make_alone(trials[3]["key"])],
         "ranks": [make_rank(trials)],
+        "insights": make_insights(),
         "inside": [make_look(stage, number) for stage, number in (("float", 5), ("quantized", 10), ("quantized", 15))],
     }
     return ReportData(**(parts | changes))
+
+
+def make_insights(*names: str) -> dict:
+    """Two stages, a kind in two places; the second stage lacks kernel 7."""
+
+    def preference(choice: int, place: str, value: float, resolved: bool) -> dict:
+        effect = {"value": value, "low": value - 0.01, "high": value + 0.011}
+        base = {"kind": "kernel", "place": place, "choice": choice, "num_subnets": 50, "num_with": 40, "mirror": False}
+        shares = {"gain": effect, "good_share": 0.41, "all_share": 0.33}
+        return {**base, **shares, "effect": effect, "resolved": resolved}
+
+    def stage(name: str, choices: tuple[int, ...]) -> dict:
+        found = [preference(c, p, 0.02 * c - 0.1, c == 3) for p in ("network", "stage1", "stage2") for c in choices]
+        found[-1] = {**found[-1], "effect": None, "good_share": None}
+        counts = {"num_subnets": 50, "r2": 0.61, "num_tested": len(found) - 1, "num_resolved": 3}
+        return {"name": name, "preferences": found, "expected_by_chance": 0.4, **counts}
+
+    difference = {"value": 0.031, "low": 0.01, "high": 0.05}
+    entries = [{"kind": "kernel", "choice": 3, "difference": difference, "resolved": True, "mirror": False}]
+    counts = {"num_subnets": 48, "num_tested": 1, "num_resolved": 1, "expected_by_chance": 0.05}
+    return {
+        "metric": "accuracy",
+        "cost": "bitops",
+        "num_images": 359,
+        "good": 0.25,
+        "stages": [stage("float", (3, 5, 7)), stage("2-bit", (3, 5))],
+        "difference": {"low": "2-bit", "high": "float", "entries": entries, **counts},
+    }
 
 
 def make_alone(key: str) -> dict:
@@ -222,10 +252,23 @@ def test_the_page_tells_the_run(num_objectives: int) -> None:
         "Kendall's tau 0.75, 95% interval 0.50 to 0.90",
         "scratch 4 2 + 3 1.23 k 90.0 ± 2.0% 90.0 ± 3.0%",
         "3 looks inside",
+        f"good subnets avoid kernel 3 ({MINUS}4.0 points), kernel 3 in stage1 ({MINUS}4.0 points)",
+        "by chance alone about 0.4 would be",
+        f"{MINUS}4.0 ({MINUS}5.0 to {MINUS}2.9) 33% \N{RIGHTWARDS ARROW} 41%",
+        "stage1: 7 +4.0 (+3.0 to +5.1)",
+        "2-bit against float, the same architectures: effects differ for kernel 3 (+3.1 points)",
+        "48 architectures, each judged at both stages",
         "not recorded",
     ):
         assert words in page.text
-    assert {"gap-chart", "volume-chart", "inside-chart", "rank-0-chart"} <= set(page.ids())
+    assert {
+        "gap-chart",
+        "volume-chart",
+        "inside-chart",
+        "rank-0-chart",
+        "insight-0-chart",
+        "insight-place-0-chart",
+    } <= set(page.ids())
     assert {"front-chart", "search-chart", "training-chart", "trials", "point", "csv"} <= set(page.ids())
     assert len(page.ids()) == len(set(page.ids()))
     assert len([1 for name, attributes in page.elements if attributes.get("class") == "subnet"]) == 6
@@ -262,11 +305,12 @@ def test_hostile_text_stays_text() -> None:
         ties={HOSTILE: {"chosen": 0.5, "next": 0.5}},
         alone=hostile(run.alone),
         ranks=hostile(run.ranks),
+        insights=hostile(run.insights),
         inside=[{name: {HOSTILE: 1.0, f"{HOSTILE}.weight": 1.0} for name in ("steps", "bn_std")} | {"stage": HOSTILE}],
     )
     text = render_html(data)
     page = Page(text)
-    assert len(page.scripts) == 5
+    assert len(page.scripts) == 6
     assert not [attributes for name, attributes in page.elements if name == "img"]
     assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
     assert html.escape(HOSTILE) in text
@@ -306,17 +350,20 @@ def test_an_empty_run_says_so_and_stays_small() -> None:
     page = Page(text)
     for words in ("Nothing has been evaluated yet", "No epoch has been finished", "Nothing has been exported yet"):
         assert words in page.text
+    assert "Not asked yet. `qnas insights RUN` judges" in page.text
     assert "The test split has not been looked at" in page.text
     assert len(text) < 60_000
 
 
 PARTS = ("history", "trials", "exports", "front", "timings", "environment", "command")
-LATER = ("fronts", "ties", "gap", "alone", "ranks", "inside")
+LATER = ("fronts", "ties", "gap", "alone", "ranks", "inside", "insights")
 
 
 @pytest.mark.parametrize("part", [*PARTS, *LATER])
 def test_any_part_may_be_missing(part: str, tmp_path: Path) -> None:
-    empty = {"front": {}, "timings": {}, "environment": {}, "command": "", "ties": {}, "gap": {}}.get(part, [])
+    empty = {"front": {}, "timings": {}, "environment": {}, "command": "", "ties": {}, "gap": {}, "insights": {}}.get(
+        part, []
+    )
     write_report(make_run(**{part: empty}), tmp_path)
 
 
@@ -514,3 +561,21 @@ def test_markup_escapes_what_was_not_built_as_markup() -> None:
     assert tag("p", "<b>", tag("i", "&"), None, title='"') == '<p title="&quot;">&lt;b&gt;<i>&amp;</i></p>'
     assert isinstance(escape("x"), Markup)
     assert escape(Markup("<b>")) == "<b>"
+
+
+def test_insights_as_numbers_for_their_charts() -> None:
+    content = chart_data(make_run())["insights"]
+    assert content["stages"] == ["float", "2-bit"]
+    (kind,) = content["kinds"]
+    assert kind["choices"] == ["3", "5", "7"]
+    assert [place["name"] for place in kind["places"]] == ["stage1", "stage2"]
+    low = {"value": -4.0, "low": -5.0, "high": -2.9, "resolved": True, "num_with": 40}
+    assert kind["whole"][0][0] == kind["places"][1]["effects"][1][0] == low
+    assert kind["whole"][1][2] is None, "the second stage has no such choice"
+    assert kind["places"][1]["effects"][0][2] is None, "it could not be told"
+    assert chart_data(ReportData(config={}))["insights"]["kinds"] == []
+
+
+def test_only_negative_numbers_get_a_minus() -> None:
+    assert minus("2-bit: -1.5 to (-0.3), 4-bit") == f"2-bit: {MINUS}1.5 to ({MINUS}0.3), 4-bit"
+    assert interval_said({"value": -0.0001, "low": -0.02, "high": 0.01}) == f"+0.0 ({MINUS}2.0 to +1.0)"

@@ -1,0 +1,36 @@
+"""The scripts behind docs/results run, quickly, from beginning to end, and go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "reproduce"
+
+
+def reproduce(name, folder, *arguments):
+    command = [sys.executable, BENCHMARKS / name, "--quick", "--work", folder / "work", "--out", folder / "out.json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_oqat(tmp_path):
+    first = reproduce("oqat.py", tmp_path, "--parts", "train")
+    assert "ranks" not in first["seeds"]["0"]
+    value = reproduce("oqat.py", tmp_path)
+    found = value["seeds"]["0"]
+    assert found["arms"] == first["seeds"]["0"]["arms"]  # nothing is trained or judged again
+    passes = {arm: round(v["image_passes"]) for arm, v in found["arms"].items()}
+    assert len(set(passes.values())) == 1  # equal budgets
+    assert set(found["ranks"]["tau"]) == {"4-bit", "3-bit", "2-bit"}
+    assert len(found["ranks"]["scores"]["float"]) == found["ranks"]["num_configs"]
+    assert found["retrained"]["passes"]["float"] > found["retrained"]["passes"]["finetuned"] > 0
+    assert not value["summary"]["arms"]["inherit - direct, largest"]["resolved"]  # one seed resolves nothing
+    text = (tmp_path / "out.md").read_text()
+    assert "not resolved" in text
+    assert text.count("### ") == 8
