@@ -18,7 +18,6 @@ from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
 from qnas.recorder import NullRecorder, Recorder
 from qnas.space import Sample
 from qnas.statistics import standard_error
-from qnas.statistics import unpack_correct as unpack_correct  # its old place
 from qnas.store import RunDirectory
 
 

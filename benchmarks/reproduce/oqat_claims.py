@@ -11,9 +11,9 @@ from qnas.alone import AloneSettings
 from qnas.config import load_config
 from qnas.rank import draw_distinct
 from qnas.run import Run
-from qnas.search import measure, unpack_correct
+from qnas.search import measure
 from qnas.space import Sample, SearchSpace
-from qnas.statistics import Interval, kendall, mean_interval
+from qnas.statistics import Interval, kendall, mean_interval, unpack_correct
 
 BITS = (4, 3, 2)
 CONFIGS = 50

@@ -20,7 +20,7 @@ from qnas.nn.elastic import ElasticConv
 from qnas.nn.supernet import Supernet
 from qnas.rank import list_ranks
 from qnas.run import Run
-from qnas.search import unpack_correct
+from qnas.statistics import unpack_correct
 from qnas.train import Trainer, set_stage_mode
 
 SPACE = {"se": False, "act": "relu", "depths": (1, 2), "kernels": (3, 5), "expansions": (3, 4)}

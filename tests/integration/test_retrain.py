@@ -27,7 +27,7 @@ from qnas.report import report_data
 from qnas.report.charts import chart_data
 from qnas.retrain import at_bits, list_retrained
 from qnas.run import Run
-from qnas.search import unpack_correct
+from qnas.statistics import unpack_correct
 from qnas.train import Trainer
 
 FLOAT = {"name": "float", "epochs": 1, "lr": 6e-3, "quantize": False}

@@ -10,7 +10,7 @@ import torch
 
 from qnas.costs import sample_costs
 from qnas.evaluate import Evaluator, EvaluatorSettings
-from qnas.search import unpack_correct
+from qnas.statistics import unpack_correct
 
 SETTINGS = EvaluatorSettings(calibration_images=60, calibration_batch=30, batch_size=25, stage="quantized")
 

@@ -15,7 +15,8 @@ from qnas.errors import ConfigError, ConstraintError
 from qnas.pareto import best_first, crowding, dominates, front, ranks
 from qnas.protocols import Objective, Trial
 from qnas.rng import generator
-from qnas.search import choose, named_objectives, unpack_correct
+from qnas.search import choose, named_objectives
+from qnas.statistics import unpack_correct
 
 OBJECTIVES = (Objective("accuracy", "max"), Objective("bitops", "min"))
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
