@@ -34,3 +34,10 @@ def test_oqat(tmp_path):
     text = (tmp_path / "out.md").read_text()
     assert "not resolved" in text
     assert text.count("### ") == 8
+
+
+def test_oqat_recipes(tmp_path):
+    value = reproduce("oqat_recipes.py", tmp_path)
+    assert [run["name"] for run in value["runs"]] == ["nas-then-quantize-0", "search-then-retrain-0", "oqat-0"]
+    assert all(run["image_passes"] > 0 for run in value["runs"])
+    assert value["metric"] == "accuracy"
