@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qnas.data import ImageSet
+    from qnas.nn.ranks import Ranks
     from qnas.nn.subnet import Subnet
     from qnas.nn.supernet import Supernet
     from qnas.space import Indices, Sample, SearchSpace
@@ -56,6 +57,9 @@ class Supervision(Protocol):
 
     def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the step's subnet number ``position`` (in the sampler's order), ``[]``."""
+
+    def end_epoch(self, ranks: Ranks) -> None:
+        """Finish an epoch, before its checkpoint. Every process calls it; ``ranks`` reduces over them."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state to checkpoint; empty for a stateless supervision."""

@@ -271,6 +271,7 @@ class Trainer:
             losses, norm = self.step(images, labels, number, step, lr)
             totals = [total + loss for total, loss in zip(totals, losses, strict=True)]
             norms += norm
+        self.supervision.end_epoch(self.processes.ranks)
         steps = self.batches.steps
         entry = {
             "stage": stage.name,

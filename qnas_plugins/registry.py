@@ -26,6 +26,24 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "sampler", "uniform", "qnas_plugins.samplers.uniform:Uniform", "Independent uniform subnets (Guo et al. 2020)"
     )
     yield ComponentSpec(
+        "sampler",
+        "lrh",
+        "qnas_plugins.samplers.lrh:LowestRandomHighest",
+        "Lowest, random and highest bit-widths (MultiQuant)",
+    )
+    yield ComponentSpec(
+        "supervision",
+        "adaptive-label",
+        "qnas_plugins.supervisions.adaptive:AdaptiveLabel",
+        "Labels that the subnets of the epoch before gave each class (MultiQuant)",
+    )
+    yield ComponentSpec(
+        "supervision",
+        "label-smoothing",
+        "qnas_plugins.supervisions.smoothing:LabelSmoothing",
+        "Every subnet learns smoothed labels",
+    )
+    yield ComponentSpec(
         "supervision",
         "inplace-distillation",
         "qnas_plugins.supervisions.inplace:InplaceDistillation",

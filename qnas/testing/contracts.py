@@ -17,6 +17,7 @@ from qnas.data import Split, StreamedImages
 from qnas.layers import LayerSpec
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import Quantizer, SiteContext
+from qnas.nn.ranks import Ranks
 from qnas.protocols import (
     Calibrator,
     CostModel,
@@ -201,7 +202,7 @@ def check_sampler(cls: Callable[[], Sampler]) -> None:
 
 
 def check_supervision(cls: Callable[[Task], Supervision]) -> None:
-    """Gives a finite loss with a gradient for each subnet of a step, and keeps its state."""
+    """Gives a finite loss with a gradient for each subnet of a step, and keeps its state between epochs."""
     supervision = cls(ToyTask())
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 2, 1, 0])
@@ -215,6 +216,7 @@ def check_supervision(cls: Callable[[Task], Supervision]) -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             assert logits.grad is not None, "a gradient must reach the outputs"
             assert logits.grad.abs().sum() > 0, "the gradient must not be zero"
+    supervision.end_epoch(Ranks())
     other = cls(ToyTask())
     other.load_state_dict(supervision.state_dict())
     fixed = torch.randn(4, 3, generator=rng)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from qnas.nn.ranks import Ranks
 from qnas.protocols import Task
 
 
@@ -21,6 +22,9 @@ class HardLabel:
     def loss(self, position: int, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the task's loss, ``[]``; ``logits`` ``[N, classes]``, ``labels`` ``[N]``."""
         return self.task.loss(logits, labels)
+
+    def end_epoch(self, ranks: Ranks) -> None:
+        """Nothing to carry over."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return an empty state."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qnas.nn.ranks import Ranks
 from qnas.protocols import Task
 
 
@@ -39,6 +40,9 @@ class InplaceDistillation:
             return self.task.loss(logits, labels)
         assert self._teacher is not None, "the first subnet of a step must come first"
         return F.cross_entropy(logits, self._teacher)
+
+    def end_epoch(self, ranks: Ranks) -> None:
+        """Nothing to carry over."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return an empty state."""
