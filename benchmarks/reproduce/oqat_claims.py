@@ -48,11 +48,13 @@ def ranks(plain: Run, run: Run, quick: bool) -> Json:
     """Judge the same architectures in float and at 4, 3 and 2 bits, on images of the search split.
 
     Returns:
-        ``tau`` by bits: agreement of the ranking in float with that at these bits. ``ceiling`` by stage: agreement of
-        the rankings by two halves of the images, corrected to all of them: what noise leaves of a perfect agreement.
-        ``regret`` by bits: how much accuracy at these bits is lost where the best architecture within a budget is
-        chosen by float accuracy instead (chosen on one half of the images, compared on the other, both ways, mean
-        over budgets).
+        ``tau`` by bits: agreement of the ranking in float with that at these bits, on the same images. These images'
+        chance is in both rankings, and a part of the agreement. So ``halves`` by bits are of one half of the images
+        against the other half, the mean of both ways: ``tau``; its ``ceiling``, the geometric mean of what float and
+        these bits reach with themselves; and ``correlation``, that of the accuracies without the images' noise
+        (Spearman's correction for attenuation, on sin(pi tau / 2)). ``regret`` by bits: how much accuracy at these bits
+        is lost where the best architecture within a budget is chosen by float accuracy instead (chosen on one half of
+        the images, compared on the other, both ways, mean over budgets).
     """
     space = plain.stages.space()
     samples = draw_distinct(space, 6 if quick else CONFIGS, 0)
@@ -69,7 +71,7 @@ def ranks(plain: Run, run: Run, quick: bool) -> Json:
         "macs": costs,
         "tau": {name: vars(kendall(scores["float"], scores[name])) for name in scores if name != "float"},
         "tau_by_macs": {name: kendall(costs, scores[name]).value for name in scores},
-        "ceiling": {name: _ceiling(rows) for name, rows in answers.items()},
+        "halves": {name: _apart(answers["float"], rows) for name, rows in answers.items() if name != "float"},
         "regret": {name: _regret(answers["float"], rows, costs) for name, rows in answers.items() if name != "float"},
     }
 
@@ -79,11 +81,15 @@ def _halves(answers: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.nda
     return answers[:, ::2].mean(1), answers[:, 1::2].mean(1)
 
 
-def _ceiling(answers: np.ndarray[Any, Any]) -> float:
-    """Return tau between two halves of the images, carried to all images (Spearman-Brown on sin(pi tau / 2))."""
-    half = np.sin(np.pi / 2 * kendall(*_halves(answers)).value)
-    whole = 2 * half / (1 + half)
-    return float(2 / np.pi * np.arcsin(np.clip(whole, -1, 1)))
+def _apart(plain: np.ndarray[Any, Any], own: np.ndarray[Any, Any]) -> Json:
+    """Return how two rankings agree, each on the half of the images that the other is not on."""
+    first, second = _halves(plain), _halves(own)
+    cross = float(np.mean([kendall(first[0], second[1]).value, kendall(first[1], second[0]).value]))
+    with_self = [kendall(*halves).value for halves in (first, second)]
+    r, limits = (np.sin(np.pi / 2 * np.asarray(tau)) for tau in (cross, with_self))
+    known = bool((limits > 0).all())
+    ceiling = float(np.sqrt(np.prod(with_self))) if known else 0.0
+    return {"tau": cross, "ceiling": ceiling, "correlation": float(r / np.sqrt(limits.prod())) if known else None}
 
 
 def _regret(plain: np.ndarray[Any, Any], own: np.ndarray[Any, Any], costs: Sequence[int]) -> float:
@@ -204,8 +210,9 @@ def summary(seeds: Mapping[str, Any]) -> Json:
     ranked = [s["ranks"] for s in seeds.values() if "ranks" in s]
     for bits in (f"{b}-bit" for b in BITS if ranked):
         found["tau"][bits] = _over([r["tau"][bits]["value"] for r in ranked])
-        ceilings = [float(np.sqrt(max(r["ceiling"]["float"] * r["ceiling"][bits], 0))) for r in ranked]
-        found["tau"][bits]["ceiling"] = float(np.mean(ceilings))
+        for name in ("tau", "ceiling", "correlation"):
+            known = [r["halves"][bits][name] for r in ranked if r["halves"][bits][name] is not None]
+            found["tau"][bits][f"halves_{name}"] = _over(known) if known else None
         found["regret"][bits] = _over([r["regret"][bits] for r in ranked])
     budgets = [s["searched"]["budgets"] for s in seeds.values() if "searched" in s]
     for name in FIXED:

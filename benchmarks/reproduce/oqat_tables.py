@@ -64,10 +64,25 @@ def _arms(seeds: Json) -> str:
 def _ranks(summary: Json) -> str:
     rows = []
     for bits, entry in summary["tau"].items():
-        ends = f" [{entry['low']:.2f}, {entry['high']:.2f}]" if "low" in entry else ""
-        rows.append((bits, f"{entry['mean']:.2f}{ends}", f"{entry['ceiling']:.2f}", _points(summary["regret"][bits])))
-    header = ("bits", "Kendall's tau, mean over seeds", "ceiling by noise", "lost by choosing in float, points")
+        halves = [_number(entry[f"halves_{name}"]) for name in ("tau", "ceiling", "correlation")]
+        rows.append((bits, _number(entry), *halves, _points(summary["regret"][bits])))
+    header = (
+        "bits",
+        "Kendall's tau, same images",
+        "tau, other images",
+        "its ceiling",
+        "correlation without noise",
+        "lost by choosing in float, points",
+    )
     return _table(header, rows)
+
+
+def _number(entry: Json | None) -> str:
+    """Return a mean over seeds with its interval."""
+    if entry is None:
+        return "unknown"
+    ends = f" [{entry['low']:.2f}, {entry['high']:.2f}]" if "low" in entry else ""
+    return f"{entry['mean']:.2f}{ends}"
 
 
 def _searched(seeds: Json) -> str:

@@ -283,7 +283,7 @@ def test_a_run_without_a_trained_supernet_trains_subnets_from_scratch_alone(qnas
     settings = ("--config", "smallest", "--budget", "0.1")
     wanted = qnas("train-alone", path, *settings, "--from", "supernet")
     assert wanted.code == 2
-    assert "is not trained to the end. Go on with `qnas train --resume" in wanted.err
+    assert "is not trained to the end of stage 'quantized'. Go on with `qnas train --resume" in wanted.err
     assert not list_alone(path)
     done = qnas("train-alone", path, *settings)
     assert done.code == 0, done.err

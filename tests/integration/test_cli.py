@@ -182,7 +182,7 @@ def test_run_does_the_whole_job(finished, front):
         "front.png",
         "timings.json",
     }
-    assert "Front of 8 subnets (01-evolution)" in answer.out
+    assert "Front of 8 subnets (01-evolution, stage quantized)" in answer.out
     assert chosen in answer.out
     assert "Verification passed" in answer.out
     assert re.search(r"Model: +run/exports/", answer.out)
@@ -310,7 +310,9 @@ NAMED = ("largest", "smallest")
 def test_evaluate_prints_a_small_table(run, front):
     answer = ok(script("evaluate", run, "--split", "test", cwd=run.parent))
     assert answer.err == ""
-    assert answer.out.startswith(f"{front['chosen']} on {front['num_images']['test']} images of the test split:\n")
+    images = front["num_images"]["test"]
+    start = f"{front['chosen']} on {images} images of the test split, after stage quantized:\n"
+    assert answer.out.startswith(start)
     assert re.search(r"accuracy +\d+\.\d\d% ± \d\.\d\d%", answer.out)
     assert re.search(r"bitops +[\d,]+\n", answer.out)
 
