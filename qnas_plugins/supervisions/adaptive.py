@@ -21,9 +21,9 @@ class AdaptiveLabel:
     """Every subnet learns ``(1 - zeta) q + zeta A[y]``: q the one-hot label of class y, A of the epoch before (Eq. 4).
 
     While an epoch runs, an image that any of the step's subnets classifies right adds the mean of all their softmax
-    outputs to its class's row (Eq. 3, written for one random subnet: with M of them the sum is divided by M + 2). At the
-    end of the epoch each row is divided by its sum; several processes add their rows before. The first epoch, and a
-    class without a right answer, have the one-hot label.
+    outputs to its class's row (Eq. 3, written for one random subnet: with M of them the sum is divided by M + 2). At
+    the end of the epoch each row is divided by its sum; several processes add their rows before. The first epoch, and
+    a class without a right answer, have the one-hot label.
 
     Where Eq. 3 and its text disagree about columns and rows: ``A[y]`` is the label of class y, and sums to 1.
 
