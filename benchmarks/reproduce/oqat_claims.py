@@ -9,11 +9,13 @@ import numpy as np
 
 from qnas.alone import AloneSettings
 from qnas.config import load_config
+from qnas.costs import cost_of
 from qnas.rank import draw_distinct
 from qnas.run import Run
 from qnas.search import measure
 from qnas.space import Sample, SearchSpace
 from qnas.statistics import Interval, kendall, mean_interval, unpack_correct
+from qnas_plugins.costs.bitops import BITOPS
 
 BITS = (4, 3, 2)
 CONFIGS = 50
@@ -139,7 +141,7 @@ def searched(run: Run, quick: bool) -> Json:
     budgets = {}
     for number, (name, shape) in enumerate(list(FIXED.items())[: 1 if quick else None]):
         fixed = uniform_net(space, *shape)
-        budget = sum(layer.macs * layer.w_bits * layer.a_bits for layer in space.layers(fixed))
+        budget = cost_of(space.layers(fixed), BITOPS)
         within = [p for p in front["points"] if p["metrics"]["bitops"] <= budget]
         if not within:
             continue
@@ -166,8 +168,7 @@ def neighbours(space: SearchSpace, budget: int, n: int, seed: int) -> list[Sampl
     for _ in range(100):
         for row in space.draw(rng, 256):
             sample = space.canonical(space.sample(row))
-            cost = sum(layer.macs * layer.w_bits * layer.a_bits for layer in space.layers(sample))
-            if (1 - WIDTH) * budget <= cost <= budget:
+            if (1 - WIDTH) * budget <= cost_of(space.layers(sample), BITOPS) <= budget:
                 found[space.key(sample)] = sample
             if len(found) == n:
                 return list(found.values())
@@ -241,7 +242,8 @@ def _over(values: Sequence[float]) -> Json:
 def scenarios(seeds: Mapping[str, Any]) -> Json:
     """Return MAC-weighted image passes of each recipe for N deployment scenarios, from those measured; means of seeds.
 
-    Retraining one net takes what ``float`` of :func:`retrained` took: 7 epochs of a net of the middle budget.
+    Retraining one net takes what ``float`` of :func:`retrained` took: 7 epochs of a net of the middle budget, from the
+    float supernet's weights (from new ones it takes more).
     """
     again = [s["retrained"]["passes"]["float"] for s in seeds.values() if s.get("retrained")]
     if not again:

@@ -21,12 +21,13 @@ class SizeBytes:
 
     def layer_cost(self, layer: Any) -> Any:
         """Return one layer's bytes."""
+        grid = (layer.a_bits < FLOAT_BITS) * GRID_BYTES
         if layer.kind == "quantize":
-            return (layer.a_bits < FLOAT_BITS) * GRID_BYTES
+            return grid
         codes = -(-layer.num_weights * layer.w_bits // 8)
         quantized = (layer.w_bits < FLOAT_BITS) * 1
         a_channel = BIAS_BYTES + quantized * (SCALE_BYTES + layer.w_zero_points * ZERO_POINT_BYTES)
-        return codes + layer.out_channels * a_channel + quantized * GRID_BYTES
+        return codes + layer.out_channels * a_channel + grid
 
 
 SIZE_BYTES = SizeBytes()

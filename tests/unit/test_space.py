@@ -11,7 +11,7 @@ import tomllib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnas.costs import CostTable, sample_costs
+from qnas.costs import CostTable, cost_of, sample_costs
 from qnas.errors import ConfigError
 from qnas.plugins import load_registry
 from qnas.rng import generator
@@ -190,6 +190,10 @@ def test_a_float_view_costs_what_a_float_net_costs(space):
     half = space.floating("a_bits")
     assert {layer.a_bits for layer in half.layers(half.highest())} == {32}
     assert max(layer.w_bits for layer in half.layers(half.highest()) if "se" not in layer.name) == 8
+    size = models.load("cost", "size_bytes")
+    whole = cost_of(space.layers(space.highest()), size)
+    grids = sum(layer.a_bits < 32 for layer in space.layers(space.highest()))
+    assert whole - cost_of(half.layers(half.highest()), size) == 5 * grids  # float activations have no grids
 
 
 def bits_of(space):
