@@ -35,18 +35,17 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
     from qnas.cli import console
     from qnas.cli.session import open_session, placement_of
     from qnas.inherit import InheritSettings, inherit
-    from qnas.plugins import load_registry
-    from qnas.processes import is_follower
-    from qnas.run import Run
 
     names = ("w_bits", "a_bits", "name", "epochs", "lr")
     settings = InheritSettings(**{name: params.pop(name) for name in names})
-    path = params["run"]
-    if not is_follower():  # before the others are told what the run is
-        with Run.open(path, load_registry()) as run:
-            inherit(run, settings)
-    placement = placement_of(params)
-    with open_session(params, quiet=quiet or as_json, together=True, placement=placement) as session:
+    path, placement = params["run"], placement_of(params)
+    with open_session(
+        params,
+        quiet=quiet or as_json,
+        together=True,
+        placement=placement,
+        prepare=lambda run: inherit(run, settings),
+    ) as session:
         progress = session.run.train()
         if not session.leads:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,12 @@ def placement_of(params: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def open_session(
-    params: Mapping[str, Any], *, quiet: bool, together: bool = False, placement: Mapping[str, Any] | None = None
+    params: Mapping[str, Any],
+    *,
+    quiet: bool,
+    together: bool = False,
+    placement: Mapping[str, Any] | None = None,
+    prepare: Callable[[Run], object] | None = None,
 ) -> Iterator[Session]:
     """Make a run of the flags, or open the one that ``resume`` (or ``run``) names.
 
@@ -56,6 +61,7 @@ def open_session(
         together: start the processes that the configuration asks for. The command's body then runs in each of them:
             only the leader holds the directory, records, and should print.
         placement: device, devices and num_nodes to use instead of the configuration's.
+        prepare: what the leader does to the run before the others are told of it.
     """
     from qnas.cli import console
     from qnas.plugins import load_registry
@@ -82,6 +88,8 @@ def open_session(
 
             board = TensorBoardRecorder(run.store.path)
             run.recorder = Recorders(run.recorder, board)
+        if prepare is not None:
+            prepare(run)
         if together:
             run.join(_connect(run.config, placement or {}))
             run.processes.share((run.store.path.absolute(), run.config))
