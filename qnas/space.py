@@ -30,6 +30,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 GRANULARITIES = ("network", "stage", "block", "layer")
 BIT_ROLES = ("w_bits", "a_bits")
 KEY_LENGTH = 16
+LARGEST_SMALL_IMAGE = 64  # pixels; above, spaces take their large form and a recipe's table `large` counts
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,6 @@ def config_options(*groups: str, any_setting: bool = True) -> Callable[[F], F]:
 
 
 FILES = "files"  # the data set that a path stands for
-LARGEST_SMALL_IMAGE = 64  # pixels; above, a recipe's table `large` counts
 IDLE_WITH_STAGES = ("train.epochs", "train.float_epochs", "train.lr", "train.calibrator")
 
 
@@ -311,6 +310,7 @@ def resolve_start(registry: Registry, params: Mapping[str, Any]) -> tuple[RunCon
     The table ``large`` of a recipe or a TOML file is put over the rest of it for images above 64 pixels.
     """
     from qnas.config import load_config, nested, read_settings
+    from qnas.space import LARGEST_SMALL_IMAGE
 
     paths = [Path(str(registry.load("recipe", params["recipe"])))] if params.get("recipe") else []
     paths += [Path(params["config_file"])] if params.get("config_file") else []

@@ -8,13 +8,12 @@ from typing import TypeVar
 
 from qnas.errors import ConfigError
 from qnas.layers import LayerSpec
-from qnas.space import Value
+from qnas.space import LARGEST_SMALL_IMAGE, Value
 
 Number = TypeVar("Number", int, float)
 
 SIZES = ("auto", "small", "large")
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 1024  # pixels
-LARGEST_SMALL_IMAGE = 64  # pixels; from here up the large shape is chosen
 LARGEST_WIDTH = 8.0  # of the multiplier of all widths
 
 

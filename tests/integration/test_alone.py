@@ -13,7 +13,6 @@ from scipy.stats import kendalltau
 
 from qnas import alone, checkpoint, components
 from qnas.alone import AloneSettings, list_alone
-from qnas.cli import main
 from qnas.config import load_config
 from qnas.errors import ConfigError, StoreError
 from qnas.nn.elastic import ElasticConv
@@ -74,20 +73,6 @@ def results(trained, registry, tmp_path_factory):
             scratch=run.train_alone(sample, SCRATCH),
             supernet=run.train_alone(run.space.highest(), SUPERNET),
         )
-
-
-@pytest.fixture
-def qnas(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qnas", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.err
-        return SimpleNamespace(code=int(stop.value.code or 0), out=shown.out, err=shown.err)
-
-    return call
 
 
 def files(folder):

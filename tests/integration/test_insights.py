@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from types import SimpleNamespace
 
 import pytest
 
-from qnas.cli import main
 from qnas.config import load_config
 from qnas.errors import ConfigError
 from qnas.evaluate import Evaluator
@@ -46,20 +43,6 @@ def told(trained, registry):
     path = shutil.copytree(trained, trained.parent / "told")
     with Run.open(path, registry) as run:
         return path, run.insights(InsightSettings(N))
-
-
-@pytest.fixture
-def qnas(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qnas", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.err
-        return SimpleNamespace(code=int(stop.value.code or 0), out=shown.out, err=shown.err)
-
-    return call
 
 
 @pytest.fixture
