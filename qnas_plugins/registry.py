@@ -17,6 +17,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "quantizer", "minmax", "qnas_plugins.quantizers.minmax:MinMax", "The range that was seen (Jacob et al. 2018)"
     )
     yield ComponentSpec(
+        "quantizer",
+        "multiquant",
+        "qnas_plugins.quantizers.multiquant:MultiQuant",
+        "Learned step, zero points for weights too, 2 to 8 bits (MultiQuant)",
+    )
+    yield ComponentSpec(
         "sampler",
         "sandwich",
         "qnas_plugins.samplers.sandwich:Sandwich",

@@ -101,6 +101,18 @@ class _LSQFunction(torch.autograd.Function):
         return grad_v, ((inside + outside) * factor).reshape(shape), None, None, None, None, None
 
 
+def derived_zero_point(low: Tensor, high: Tensor, bits: int) -> int:
+    """Return ``round(-v_min / s)`` of a range ``[v_min, v_max]``, ``s = (v_max - v_min) / (2^b - 1)`` (MultiQuant, Eq. 2).
+
+    It depends on the proportion of the two ends alone. So a range that is clipped at both ends alike, and a step that is
+    learned afterwards, keep it; divided by a smaller step, the raw minimum would push the zero point to the last code,
+    and no positive value could be represented (at 2 bits, already at 0.6 times the whole range).
+    """
+    levels = 2**bits - 1
+    span = float(high) - float(low)
+    return min(max(round(-float(low) * levels / span), 0), levels) if span > 0 else 0
+
+
 def _number(step: Tensor) -> float | Tensor:
     """Return a one-value step as a number on CPU, where that is faster and costs no synchronisation."""
     return step.item() if step.numel() == 1 and step.device.type == "cpu" else step
@@ -140,6 +152,8 @@ class LSQ(Quantizer):
             bit-width, has its own.
     """
 
+    shifts_weights = False  # whether weights have zero points, too
+
     def __init__(
         self, site: QuantizerSite, *, per_channel: bool = False, negative: str = "signed", sharing: str = "bits"
     ) -> None:
@@ -175,7 +189,8 @@ class LSQ(Quantizer):
 
     @property
     def _has_zero_point(self) -> bool:
-        return self.site.signed and self.site.role == "activation" and self.negative == "zero-point"
+        shifted = self.site.role == "activation" or self.shifts_weights
+        return shifted and self.site.signed and self.negative == "zero-point"
 
     def _name(self, bits: int, kernel: int) -> str:
         """Return the name of the parameter that holds the step."""
@@ -227,19 +242,20 @@ class LSQ(Quantizer):
     def start(self, x: Tensor, ctx: SiteContext) -> None:
         """Set every bit-width's step to ``2 mean|v| / sqrt(Qp)`` (LSQ, Sec. 2.1).
 
-        With a zero point, Qp is the number of levels and the zero point ``round(-min(v) / s)`` (MultiQuant, Eq. 2).
-        Where all bit-widths share a step, it is that of the active one.
+        A zero point divides the levels in the proportion of the smallest to the largest value, and Qp is that of the
+        larger side. Where all bit-widths share a step, it is that of the active one.
         """
         v = x.float()
         mean = v.abs().flatten(1).mean(1) if self.per_channel else v.abs().mean()
+        if self._has_zero_point:
+            low, high = v.min().clamp(max=0), v.max().clamp(min=0)
+            for bits in self.site.bits:
+                self._set_zero_point(bits, derived_zero_point(low, high, bits))
         for bits in self.site.bits:
             rule = ctx.bits if self.sharing == "conv" else bits
-            qp = 2**rule - 1 if self._has_zero_point else self._ranges[rule][1]
-            step = 2.0 ** (rule - bits) * (2 * mean / math.sqrt(max(qp, 1))).clamp(min=SMALLEST_STEP)
-            self._store(bits, step)
-            if self._has_zero_point:
-                zero_point = round(max(-v.min().item(), 0.0) / step.item())
-                self._set_zero_point(bits, min(zero_point, 2**bits - 1))
+            qn, qp = self.range(rule)
+            most = max(-qn, qp) if self._has_zero_point else qp
+            self._store(bits, 2.0 ** (rule - bits) * (2 * mean / math.sqrt(max(most, 1))).clamp(min=SMALLEST_STEP))
 
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
         """Return ``x`` rounded to multiples of the step.
@@ -262,7 +278,7 @@ class LSQ(Quantizer):
         """Return the grid of the active bit-width."""
         qn, qp = self.range(ctx.bits)
         step = self.step(ctx)
-        if self.site.role == "weight":
+        if self.site.role == "weight" and not self._has_zero_point:
             return AffineGrid(step, 0, qn, qp, 0 if self.per_channel else None)
         return AffineGrid(step, -qn, 0, qp - qn)
 
@@ -272,9 +288,9 @@ class LSQ(Quantizer):
         if self._has_zero_point:
             levels = 2**bits - 1
             step = ((high - low) / levels).clamp(min=SMALLEST_STEP)
-            self._set_zero_point(bits, min(max(round(float(-low / step)), 0), levels))
+            self._set_zero_point(bits, derived_zero_point(low, high, bits))
         else:
-            qn, qp = self._ranges[bits]
+            qn, qp = self.range(bits)
             step = torch.maximum(high / qp, low / qn if qn else low * 0).clamp(min=SMALLEST_STEP)
         self._store(bits, step)
 
@@ -287,4 +303,4 @@ class LSQ(Quantizer):
                 source_step = self.log_steps[self._name(high, kernel)]
                 self.log_steps[self._name(low, kernel)].copy_(source_step + d * math.log(2.0))
         if self._has_zero_point:
-            self._set_zero_point(low, int(self.get_buffer(f"zero_point_{high}")) // 2**d)
+            self._set_zero_point(low, -self.range(high)[0] // 2**d)
