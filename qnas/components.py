@@ -190,6 +190,7 @@ def build_trainer(
         started: see :class:`qnas.train.Trainer`.
     """
     train = config.train
+    task = registry.load("task", config.task)()
     return Trainer(
         supernet.to(processes.device),
         TrainBatches(
@@ -214,7 +215,7 @@ def build_trainer(
             f"supervision {train.supervision!r}",
             "train.supervision_options",
             train.supervision_options,
-            registry.load("task", config.task)(),
+            task,
         ),
         make_stages(config),
         TrainSettings(
@@ -232,6 +233,7 @@ def build_trainer(
         recorder,
         processes,
         calibrators=range_calibrators(registry, config),
+        loss=task.loss,
         started=started,
     )
 

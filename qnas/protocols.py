@@ -83,19 +83,25 @@ class Calibrator(Protocol):
         """Adjust the subnet's own state. ``batches``: ``[N, C, H, W]`` training images, normalised."""
 
 
+BatchLoss = Callable[[int, "Tensor"], "Tensor"]
+"""The loss of one of several batches, by its number, given the outputs."""
+
+
 @runtime_checkable
 class RangeCalibrator(Protocol):
     """Finds the ranges of quantizers from data at the start of a training stage, without gradients."""
 
     name: str
 
-    def start(self, supernet: Supernet, batches: Sequence[Tensor], roles: Sequence[str]) -> None:
+    def start(self, supernet: Supernet, batches: Sequence[Tensor], roles: Sequence[str], loss: BatchLoss) -> None:
         """Set the ranges of every quantizer of these roles that the active subnet uses, at all its bit-widths.
 
         Args:
-            supernet: active, in training mode; ``supernet.observing`` shows what arrives at each quantizer.
+            supernet: active, in training mode, its quantizers of these roles on; ``supernet.observing`` shows what
+                arrives at each quantizer.
             batches: ``[N, C, R, R]`` training images each, normalised, at the active subnet's resolution.
             roles: ``weight``, ``activation`` or both.
+            loss: the task's loss of outputs ``[N, classes]`` of the batch at a position in ``batches``.
         """
 
 

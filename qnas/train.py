@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.data import TrainBatches, resize
@@ -127,6 +128,7 @@ class Trainer:
         recorder: receives ``stage``, ``step`` and ``epoch`` events.
         processes: those that share each batch; ``batches`` gives this one's shard. All draw the same subnets.
         calibrators: of ranges, by the names that stages use.
+        loss: of outputs and labels, that calibrators may look at.
         started: roles whose quantizers are not to be started from data, since their weights were loaded.
     """
 
@@ -142,11 +144,13 @@ class Trainer:
         processes: Processes | None = None,
         *,
         calibrators: Mapping[str, RangeCalibrator] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         started: Sequence[str] = (),
     ) -> None:
         self.supernet = supernet
         self.processes = processes or Processes()
         self.calibrators = dict(calibrators or {})
+        self.loss = loss
         self.started = tuple(started)
         self.batches = batches
         self.sampler = sampler
@@ -224,8 +228,14 @@ class Trainer:
         self.supernet.train()
         self.supernet.activate(self.view.highest())
         images = self.batches.start_images(self.settings.start_images, self.settings.seed)
-        batches = torch.split(images, CALIBRATION_BATCH)
-        self.calibrators[stage.calibrator].start(self.supernet, batches, stage.quantized_roles)
+        images = resize(images, self.view.resolution(self.supernet.sample))
+        labels = self.batches.start_labels(self.settings.start_images, self.settings.seed)
+        batches, answers = torch.split(images, CALIBRATION_BATCH), torch.split(labels, CALIBRATION_BATCH)
+
+        def loss(number: int, outputs: Tensor) -> Tensor:
+            return self.loss(outputs.float(), answers[number])
+
+        self.calibrators[stage.calibrator].start(self.supernet, batches, stage.quantized_roles, loss)
 
     def _inherit(self, before: Stage, stage: Stage) -> None:
         """Start the stage's new bit-widths from the lowest of the stage before."""

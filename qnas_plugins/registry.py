@@ -71,6 +71,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         ("entropy", "EntropyRange", "Ranges of the least divergence (TensorRT)"),
     ):
         yield ComponentSpec("calibrator", name, f"qnas_plugins.calibrators.ranges:{attribute}", summary)
+    yield ComponentSpec(
+        "calibrator",
+        "lapq",
+        "qnas_plugins.calibrators.lapq:LossAwareRange",
+        "Ranges of the smallest loss: layer by layer, then together (Nahshan et al. 2021)",
+    )
     yield ComponentSpec("cost", "macs", "qnas_plugins.costs.macs:MACS", "Multiply-accumulate operations an image")
     yield ComponentSpec(
         "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"

@@ -91,3 +91,7 @@ class TrainBatches:
     def start_images(self, n: int, seed: int) -> Tensor:
         """Return ``n`` normalised training images ``[n, C, S, S]``, the same on every rank, for quantizers to start."""
         return self.pixels.normalise(self.split.subset(n, seed, "start").loaded().to(self.device))
+
+    def start_labels(self, n: int, seed: int) -> Tensor:
+        """Return the labels ``[n]`` of :meth:`start_images`."""
+        return self.split.subset(n, seed, "start").labels.to(self.device)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from qnas.costs import CostTable, cost_of
 from qnas.data import Split, StreamedImages
@@ -33,6 +34,7 @@ from qnas.protocols import (
 from qnas.rng import generator
 from qnas.space import QuantScheme, SearchSpace
 from qnas.testing.parts import (
+    CLASSES,
     RangeQuantizer,
     ToyTask,
     site,
@@ -244,7 +246,7 @@ def _check_range_calibrator(cls: Callable[[], RangeCalibrator]) -> None:
         before = {name: tensor.clone() for name, tensor in supernet.named_parameters()}
         supernet.train()
         supernet.activate(supernet.space.highest())
-        cls().start(supernet, [toy_images(), toy_images() * 2], roles)
+        cls().start(supernet, [toy_images(), toy_images() * 2], roles, _toy_loss)
         assert supernet.mode == "quantize", "the supernet must be left in its mode"
         for quantizer in supernet.quantizers():
             if not isinstance(quantizer, RangeQuantizer):
@@ -257,6 +259,10 @@ def _check_range_calibrator(cls: Callable[[], RangeCalibrator]) -> None:
             assert max(seen, default=1.0) > 0 or quantizer.site.name == "classifier.out", "a range must follow the data"
         for name, parameter in supernet.named_parameters():
             torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, msg="no parameter may change")
+
+
+def _toy_loss(number: int, outputs: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, (torch.arange(len(outputs)) + number) % CLASSES)
 
 
 def _check_subnet_calibrator(cls: Callable[[], Calibrator]) -> None:

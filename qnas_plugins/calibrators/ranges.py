@@ -18,9 +18,10 @@ from torch import Tensor
 from qnas.errors import ConfigError
 from qnas.nn.quantizer import Quantizer, SiteContext
 from qnas.nn.supernet import Supernet
+from qnas.protocols import BatchLoss
 
 BINS = 2048
-FRACTIONS = 100  # of the whole range, that mse tries
+FRACTIONS = 100  # of the whole range, that mse and lapq try
 
 Ranges = tuple[Tensor, Tensor]
 """Low and high ends, ``[R]`` each, ``low <= 0 <= high``."""
@@ -66,8 +67,20 @@ class RangeCalibrator(ABC):
 
     name = ""
 
-    def start(self, supernet: Supernet, batches: Sequence[Tensor], roles: Sequence[str]) -> None:
+    def start(self, supernet: Supernet, batches: Sequence[Tensor], roles: Sequence[str], loss: BatchLoss) -> None:
         """Set the ranges of the active subnet's quantizers; see :class:`qnas.protocols.RangeCalibrator`."""
+        contexts, seen = self.look(supernet, batches, roles)
+        for quantizer, values in seen.items():
+            ctx = contexts[quantizer]
+            for bits in quantizer.site.bits:
+                found = self.find(quantizer, SiteContext(bits, ctx.channels, ctx.values), values)
+                set_ranges(quantizer, bits, found)
+
+    @staticmethod
+    def look(
+        supernet: Supernet, batches: Sequence[Tensor], roles: Sequence[str]
+    ) -> tuple[dict[Quantizer, SiteContext], dict[Quantizer, Seen]]:
+        """Return what arrives at the active subnet's quantizers while nothing is rounded."""
         contexts: dict[Quantizer, SiteContext] = {}
         seen: dict[Quantizer, Seen] = {}
         extremes: dict[Quantizer, tuple[Tensor, Tensor]] = {}
@@ -90,11 +103,7 @@ class RangeCalibrator(ABC):
         if extremes:
             seen.update({quantizer: Seen.empty(*ends) for quantizer, ends in extremes.items()})
             _watch(supernet, batches, ["activation"], count)
-        for quantizer, values in seen.items():
-            ctx = contexts[quantizer]
-            for bits in quantizer.site.bits:
-                found = self.find(quantizer, SiteContext(bits, ctx.channels, ctx.values), values)
-                set_ranges(quantizer, bits, found)
+        return contexts, seen
 
     @abstractmethod
     def find(self, quantizer: Quantizer, ctx: SiteContext, seen: Seen) -> Ranges:
@@ -163,23 +172,32 @@ class PercentileRange(RangeCalibrator):
         return torch.where(whole, seen.low, low).clamp(max=0), torch.where(whole, seen.high, high).clamp(min=0)
 
 
+def norm_ranges(quantizer: Quantizer, ctx: SiteContext, seen: Seen, norms: Sequence[float]) -> list[Ranges]:
+    """Return, for each norm, the range whose grid makes the smallest error ``sum |Q(v) - v|^p``.
+
+    100 fractions of the whole range are tried; the grid is the quantizer's own.
+    """
+    rows = len(seen.low)
+    best = [torch.full((rows,), float("inf"), dtype=torch.float64, device=seen.low.device) for _ in norms]
+    fractions = [torch.ones(rows, device=seen.low.device) for _ in norms]
+    for i in range(FRACTIONS, 0, -1):
+        set_ranges(quantizer, ctx.bits, (seen.low * i / FRACTIONS, seen.high * i / FRACTIONS))
+        distance = (quantizer.export(ctx).quantize(seen.points) - seen.points).abs()
+        for k, p in enumerate(norms):
+            error = (seen.counts * distance**p).sum(1).double()
+            fractions[k] = torch.where(error < best[k], i / FRACTIONS, fractions[k])
+            best[k] = torch.minimum(error, best[k])
+    return [(seen.low * fraction, seen.high * fraction) for fraction in fractions]
+
+
 class MseRange(RangeCalibrator):
     """The range whose grid makes the smallest squared error, among 100 fractions of the whole range."""
 
     name = "mse"
 
     def find(self, quantizer: Quantizer, ctx: SiteContext, seen: Seen) -> Ranges:
-        """Return the best ranges; the grid is the quantizer's own."""
-        rows = len(seen.low)
-        best = torch.full((rows,), float("inf"), dtype=torch.float64, device=seen.low.device)
-        fraction = torch.ones(rows, device=seen.low.device)
-        for i in range(FRACTIONS, 0, -1):
-            set_ranges(quantizer, ctx.bits, (seen.low * i / FRACTIONS, seen.high * i / FRACTIONS))
-            rounded = quantizer.export(ctx).quantize(seen.points)
-            error = (seen.counts * (rounded - seen.points) ** 2).sum(1).double()
-            fraction = torch.where(error < best, i / FRACTIONS, fraction)
-            best = torch.minimum(error, best)
-        return seen.low * fraction, seen.high * fraction
+        """Return the best ranges."""
+        return norm_ranges(quantizer, ctx, seen, [2])[0]
 
 
 class EntropyRange(RangeCalibrator):

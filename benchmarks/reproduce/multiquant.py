@@ -1,0 +1,160 @@
+"""MultiQuant (Xu et al., IJCAI 2022) on a CPU: which of its claims hold in small?
+
+    python benchmarks/reproduce/multiquant.py --data CIFAR10 --work FOLDER [--seeds 0,1,2] [--quick]
+
+Space resnet20 at width 8 (half the published one), 16 pixels, 10,000 training images of CIFAR-10; 5,000 more to select
+on, the data set's own test split to report on. From one float network a seed, quantized after training by LAPQ (``ptq``):
+
+- ``qat-2``, ``qat-4``, ``qat-8``: quantization-aware training at one bit-width in all layers;
+- ``hard``, ``smooth``, ``adaptive``: one supernet at 2 to 8 bits, by lowest, two random and highest bit-widths a step,
+  on hard labels, smoothed labels, and the online adaptive label;
+- ``anyprecision``, ``robustquant``: the paper's rivals that train one net for all bit-widths.
+
+Then the losses and gradients of each bit-width (the "vicious competition"), the predictor of accuracy, and mixed
+precision against one bit-width in all layers. How often samples meet an average bit-width is
+``multiquant_sampling.py``.
+
+Every part stops and goes on like any run. JSON and tables are written when a seed is done. ``--parts train`` only
+trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digits unless ``--data`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import multiquant_claims as claims
+import multiquant_tables as tables
+
+from qnas.config import load_config
+from qnas.files import write_json, write_text
+from qnas.plugins import load_registry
+from qnas.run import Run
+
+BITS = [2, 3, 4, 5, 6, 7, 8]
+EPOCHS = {"float": 15, "trained": 10}
+SUPERVISIONS = {"hard": "hard", "smooth": "label-smoothing", "adaptive": "adaptive-label"}
+QAT = {"qat-2": 2, "qat-4": 4, "qat-8": 8}
+ARMS = (*QAT, *SUPERVISIONS)
+PARTS = ("train", "uniform", "competition", "mixed")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
+    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-multiquant"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "multiquant.json")
+    return parser.parse_args()
+
+
+def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
+    """Return the configuration of an arm, or of ``base``, from which all arms go on."""
+    if args.data is None:  # digits, of which few are left to train
+        data: dict[str, Any] = {"search_fraction": 0.4, "test_fraction": 0.4} if args.quick else {}
+    else:
+        limit = 40 if args.quick else 1500  # a class; 1,000 of them are left to train
+        data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
+        data |= {"search_fraction": 1 / 3, "image_size": 16}
+    epochs = dict.fromkeys(EPOCHS, 1) if args.quick else EPOCHS
+    bits = [2, 8] if args.quick else BITS
+    stages = [
+        {"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False},
+        {"name": "ptq", "epochs": 0, "lr": 3e-3, "calibrator": "lapq"},
+    ]
+    if arm != "base":
+        one = {"w_bits": [QAT[arm]], "a_bits": [QAT[arm]]} if arm in QAT else {}
+        stages.append({"name": "trained", "epochs": epochs["trained"], "lr": 3e-3, **one})
+    return {
+        "seed": seed,
+        "threads": 1,
+        "data": data,
+        "space": {"name": "resnet20", "options": {"elastic": False, "width": 0.5}},
+        "quantization": {
+            "weight_quantizer": "multiquant",
+            "act_quantizer": "multiquant",
+            "w_bits": bits,
+            "a_bits": bits,
+            "granularity": "layer",
+        },
+        "train": {
+            "sampler": "lrh",
+            "num_subnets": 4 if arm in SUPERVISIONS else 1,
+            "supervision": SUPERVISIONS.get(arm, "hard"),
+            "batch_size": 128,
+            "weight_decay": 0.0,
+            "calibrator_options": {"rounds": 0 if args.quick else 1},
+            "stages": stages,
+        },
+    }
+
+
+def trained(args: argparse.Namespace, seed: int, arm: str) -> Run:
+    """Return the run of an arm, trained to the end."""
+    path = args.work / f"{arm}-{seed}"
+    registry = load_registry()
+    if (path / "config.toml").is_file():
+        run = Run.open(path, registry)
+    else:
+        run = Run.create(path, load_config(settings(args, seed, arm)), registry)
+    if arm != "base" and run.stages.latest_checkpoint() is None:
+        _take_stages(args.work / f"base-{seed}", path)
+    run.train()
+    return run
+
+
+def _take_stages(source: Path, target: Path) -> None:
+    """Copy the float net and its ranges, which all arms share."""
+    partial = target / "stages.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source / "stages", partial)
+    partial.rename(target / "stages")
+
+
+def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file holds; where there is none, make it first."""
+    if not path.is_file():
+        write_json(path, make())
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Return everything of one seed that is asked for."""
+    found: dict[str, Any] = {"arms": {}}
+    parts = args.parts.split(",")
+    for arm in ("base", *ARMS):
+        with trained(args, seed, arm) as run:
+            folder = run.store.path
+            at = {"passes": run.progress().image_passes}
+            if "uniform" in parts:
+                at["uniform"] = stored(folder / "uniform.json", lambda run=run: claims.uniform(run, QAT.get(arm)))  # type: ignore[misc]  # noqa: B023
+            if "competition" in parts and arm in ("base", *SUPERVISIONS):
+                at["competition"] = stored(folder / "competition.json", lambda run=run: claims.competition(run))  # type: ignore[misc]
+            if "mixed" in parts and arm == "adaptive":
+                found["mixed"] = stored(folder / "mixed.json", lambda run=run: claims.mixed(run, args.quick))  # type: ignore[misc]
+            found["arms"][arm] = at
+    return found
+
+
+def main() -> None:
+    args = parse()
+    seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
+    found: dict[str, Any] = {}
+    for seed in seeds:
+        found[str(seed)] = reproduce(args, seed)
+        value = {"seeds": found, "summary": claims.summary(found)}
+        write_json(args.out, value)
+        text = tables.markdown(value)
+        write_text(args.out.with_suffix(".md"), text)
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
