@@ -124,6 +124,19 @@ class SearchConfig(_Section):
     constraints: tuple[str, ...] = ()
     stages: tuple[str, ...] = Field(default=(), description="training stages to search, each by itself; the last one")
     options: dict[str, Any] = {}
+    predictor: str | None = Field(default=None, description="search on predictions; `evaluations` counts them")
+    measured: int = Field(default=20, ge=1, description="best predicted subnets that are judged at the end")
+
+
+class PredictorConfig(_Section):
+    """What a predictor of accuracy learns from, and its options; `search.predictor` uses it."""
+
+    name: str = "mlp"
+    options: dict[str, Any] = {}
+    sampler: str = "uniform"
+    sampler_options: dict[str, Any] = {}
+    samples: int = Field(default=500, ge=10, description="subnets to judge")
+    holdout: float = Field(default=0.2, gt=0, lt=1, description="share of them that only scores the predictor")
 
 
 class RetrainConfig(_Section):
@@ -169,6 +182,7 @@ class RunConfig(_Section):
     space: SpaceConfig = SpaceConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     train: TrainConfig = TrainConfig()
+    predictor: PredictorConfig = PredictorConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "supervision": "what the subnets of a step should answer (qnas.protocols.Supervision)",
     "calibrator": "gradient-free adjustment: of a subnet before it is judged, or of ranges (qnas.protocols)",
     "strategy": "which subnets to judge next (qnas.protocols.Strategy)",
+    "predictor": "predicts a metric of subnets from their encoding (qnas.protocols.Predictor)",
     "cost": "a number computed from layer descriptions (qnas.protocols.CostModel)",
     "dataset": "images and labels (qnas.protocols.Dataset)",
     "task": "loss and metrics of a model family (qnas.protocols.Task)",

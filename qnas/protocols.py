@@ -179,13 +179,22 @@ class Strategy(Protocol):
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Predicts a metric from encoded samples. (The seam for accuracy predictors; no built-in one yet.)"""
+    """Predicts a metric from encoded samples (``SearchSpace.encode``).
+
+    The constructor takes ``seed``, of every random draw, and the options of ``[predictor.options]`` as keywords.
+    """
 
     def fit(self, encoded: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> None:
         """Learn from ``[n, d]`` encodings and ``[n]`` targets."""
 
     def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return ``[n]`` predictions."""
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return what was learned, as arrays by name; with the options it is all that prediction needs."""
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take up what was learned."""
 
 
 @runtime_checkable

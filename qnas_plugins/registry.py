@@ -77,6 +77,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "qnas_plugins.calibrators.lapq:LossAwareRange",
         "Ranges of the smallest loss: layer by layer, then together (Nahshan et al. 2021)",
     )
+    yield ComponentSpec(
+        "predictor",
+        "mlp",
+        "qnas_plugins.predictors.mlp:MLP",
+        "Seven layers, 150 wide, from one-hot samples (MultiQuant)",
+    )
     yield ComponentSpec("cost", "macs", "qnas_plugins.costs.macs:MACS", "Multiply-accumulate operations an image")
     yield ComponentSpec(
         "cost", "bitops", "qnas_plugins.costs.bitops:BITOPS", "Sum of MACs * weight bits * activation bits"

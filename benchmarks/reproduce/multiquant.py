@@ -63,7 +63,7 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
         data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
         data |= {"search_fraction": 1 / 3, "image_size": 16}
     epochs = dict.fromkeys(EPOCHS, 1) if args.quick else EPOCHS
-    bits = [2, 8] if args.quick else BITS
+    bits = [2, 4, 8] if args.quick else BITS
     stages = [
         {"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False},
         {"name": "ptq", "epochs": 0, "lr": 3e-3, "calibrator": "lapq"},

@@ -1,0 +1,313 @@
+"""Accuracy predictors of a run: subnets judged to learn from, what was learned, and how well it orders subnets left out.
+
+Everything of one training stage lies in ``predictors/STAGE/``: ``samples.json`` (the subnets and their scores),
+``predictor.safetensors`` and ``predictor.json`` (what was fitted, and its score). Scores are of the search split, whose
+images no training sees; the test split is never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qnas.components import make
+from qnas.config import PredictorConfig
+from qnas.errors import ConfigError, StoreError
+from qnas.files import write_atomically, write_json
+from qnas.protocols import Predictor
+from qnas.rng import generator, integer_seed
+from qnas.space import Indices, Sample, SearchSpace
+from qnas.statistics import kendall, unpack_correct
+
+if TYPE_CHECKING:
+    from qnas.evaluate import Evaluator
+    from qnas.plugins import Registry
+    from qnas.run import Run
+
+FOLDER = "predictors"
+SAMPLES = "samples.json"
+WEIGHTS = "predictor.safetensors"
+SCORE = "predictor.json"
+CHUNK = 100  # subnets that a sampler draws at once: more samples go on from fewer
+FEWEST = 10  # judged subnets that a predictor is fitted to
+HALVINGS = 20  # of the search split's images, for the noise ceiling
+_PATIENCE = 20  # chunks in a row without a new subnet, after which the space counts as exhausted
+
+Array = np.ndarray[Any, Any]
+Json = dict[str, Any]
+
+
+def draw_samples(registry: Registry, space: SearchSpace, settings: PredictorConfig, seed: int) -> list[Sample]:
+    """Return up to ``settings.samples`` different subnets; fewer are the beginning of more."""
+    sampler = make(
+        registry.load("sampler", settings.sampler),
+        f"sampler {settings.sampler!r}",
+        "predictor.sampler_options",
+        settings.sampler_options,
+    )
+    found: dict[str, Sample] = {}
+    chunk = in_vain = 0
+    while len(found) < settings.samples and in_vain < _PATIENCE:
+        before = len(found)
+        for sample in sampler.draw(space, generator(seed, "predictor", chunk), CHUNK):
+            found.setdefault(space.key(sample), space.canonical(sample))
+        in_vain = in_vain + 1 if len(found) == before else 0
+        chunk += 1
+    return list(found.values())[: settings.samples]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Subnets and what the search split says of them.
+
+    Attributes:
+        samples: ``n`` of them.
+        scores: ``[n]``, the task's metric.
+        correct: ``[n, images]`` booleans.
+        identity: names the weights, the images and the subnets.
+    """
+
+    samples: Sequence[Sample]
+    scores: Array
+    correct: Array
+    identity: str
+
+
+class StagePredictor:
+    """The predictor of one stage's subnets.
+
+    Args:
+        run: open, its processes joined.
+        settings: which samples, and which predictor with which options.
+        stage: name of the training stage; the last one by default.
+    """
+
+    def __init__(self, run: Run, settings: PredictorConfig, stage: str | None = None) -> None:
+        self.run = run
+        self.settings = settings
+        self.stage = stage or run.stages.all()[-1].name
+        self.folder: Path = run.store.path / FOLDER / self.stage
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What judges the stage's subnets."""
+        return self.run.stages.evaluator(self.stage)
+
+    @property
+    def space(self) -> SearchSpace:
+        """The stage's subnets."""
+        return self.evaluator.supernet.space
+
+    # --- samples -----------------------------------------------------------------------------------------------
+
+    def build(self) -> Json:
+        """Judge the subnets to learn from, those that were judged before not again, and write ``samples.json``.
+
+        Raises:
+            ConfigError: the space has too few subnets.
+        """
+        from qnas.search import measure
+
+        run, seed = self.run, self.run.config.seed
+        samples = draw_samples(run.registry, self.space, self.settings, seed)
+        if len(samples) < FEWEST:
+            raise ConfigError(
+                f"A predictor learns from {FEWEST} subnets or more; sampler {self.settings.sampler!r} found "
+                f"{len(samples)} different ones in space {self.space.name!r}. Raise --samples, or search without a "
+                "predictor."
+            )
+        metric = self.evaluator.task.metric
+        at_once = max(run.processes.size, 1)
+        found: list[Json] = []
+        for start in range(0, len(samples), at_once):
+            part = samples[start : start + at_once]
+            metrics = measure(run.store, self.evaluator, run.processes, part, "search")
+            for sample, measured in zip(part, metrics, strict=True):
+                found.append({"key": self.space.key(sample), "sample": sample, metric: measured[metric]})
+                run.recorder.record("sample", {"number": len(found), "of": len(samples), metric: measured[metric]})
+        value = {
+            "stage": self.stage,
+            "sampler": self.settings.sampler,
+            "sampler_options": self.settings.sampler_options,
+            "seed": seed,
+            "metric": metric,
+            "split": "search",
+            "num_images": len(self.evaluator.data.search),
+            "supernet": self.evaluator.digest(),
+            "subnets": found,
+        }
+        write_json(self.folder / SAMPLES, value)
+        return value
+
+    def judged(self) -> Judged:
+        """Return the subnets that were built.
+
+        Raises:
+            StoreError: there are none, or they were judged with other weights.
+        """
+        value = self.run.store.read_json(self.folder / SAMPLES)
+        again = f"`qnas predictor build {self.run.store.path} --stage {self.stage}`"
+        if value is None:
+            raise StoreError(f"Stage {self.stage!r} of {self.run.store.path} has no judged subnets to fit. Run {again}.")
+        if value["supernet"] != self.evaluator.digest():
+            raise StoreError(f"{self.folder / SAMPLES} was judged with other weights than the stage has now. Run {again}.")
+        samples = [entry["sample"] for entry in value["subnets"]]
+        correct = []
+        for sample in samples:
+            stored = self.run.store.cached(self.evaluator.cache_key(sample, "search"))
+            if stored is None:
+                raise StoreError(f"{self.folder / SAMPLES} names a subnet that was not judged like this. Run {again}.")
+            correct.append(unpack_correct(stored[1], value["num_images"]))
+        scores = np.array([entry[value["metric"]] for entry in value["subnets"]])
+        identity = json.dumps([value["supernet"], self.run.data.digest, [e["key"] for e in value["subnets"]]])
+        return Judged(samples, scores, np.array(correct), hashlib.sha256(identity.encode()).hexdigest())
+
+    # --- fitting -----------------------------------------------------------------------------------------------
+
+    def make(self) -> Predictor:
+        """Return a predictor that has learned nothing yet."""
+        predictor: Predictor = make(
+            self.run.registry.load("predictor", self.settings.name),
+            f"predictor {self.settings.name!r}",
+            "predictor.options",
+            self.settings.options,
+            seed=integer_seed(self.run.config.seed, "predictor"),
+        )
+        return predictor
+
+    def _identity(self, judged: Judged) -> Json:
+        """Return what decides a fit, but for the judged subnets themselves."""
+        settings = self.settings
+        return {
+            "name": settings.name,
+            "options": settings.options,
+            "holdout": settings.holdout,
+            "seed": self.run.config.seed,
+            "samples": judged.identity,
+        }
+
+    def fit(self) -> Json:
+        """Fit to all judged subnets but those held out, score on these, and write both files.
+
+        Returns:
+            What ``predictor.json`` holds.
+        """
+        from safetensors.numpy import save_file
+
+        judged = self.judged()
+        order = generator(self.run.config.seed, "holdout").permutation(len(judged.samples))
+        held = order[: max(2, round(self.settings.holdout * len(order)))]
+        learned = order[len(held) :]
+        encoded = self.space.encode(self.space.indices(judged.samples))
+        predictor = self.make()
+        predictor.fit(encoded[learned], judged.scores[learned])
+        state = {name: np.ascontiguousarray(array) for name, array in predictor.state_dict().items()}
+        value = {
+            **self._identity(judged),
+            "stage": self.stage,
+            "fitted": len(learned),
+            "held_out": len(held),
+            "score": score(predictor.predict(encoded[held]), judged.scores[held], judged.correct[held], self._seed),
+        }
+        write_atomically(self.folder / WEIGHTS, lambda partial: save_file(state, partial))
+        write_json(self.folder / SCORE, value)
+        return value
+
+    @property
+    def _seed(self) -> int:
+        return self.run.config.seed
+
+    def score(self) -> Json:
+        """Return what ``predictor.json`` holds, fitted before.
+
+        Raises:
+            StoreError: nothing was fitted.
+        """
+        value: Json | None = self.run.store.read_json(self.folder / SCORE)
+        if value is None or not (self.folder / WEIGHTS).is_file():
+            raise StoreError(
+                f"Stage {self.stage!r} of {self.run.store.path} has no fitted predictor. "
+                f"Run `qnas predictor fit {self.run.store.path} --stage {self.stage}`."
+            )
+        return value
+
+    def load(self) -> Predictor:
+        """Return the fitted predictor."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        stored = self.score()
+        predictor = StagePredictor(
+            self.run, replace_settings(self.settings, stored["name"], stored["options"]), self.stage
+        ).make()
+        try:
+            predictor.load_state_dict(load_file(self.folder / WEIGHTS))
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise StoreError(
+                f"The predictor {self.folder / WEIGHTS} cannot be read: {error}. "
+                f"Run `qnas predictor fit {self.run.store.path} --stage {self.stage}`."
+            ) from error
+        return predictor
+
+    def ready(self) -> Json:
+        """Return the score of the fitted predictor of these settings; build and fit what is not there yet."""
+        if not (self.folder / SAMPLES).is_file():
+            self.build()
+        judged = self.judged()
+        stored = self.run.store.read_json(self.folder / SCORE, {})
+        wanted = self._identity(judged)
+        if (self.folder / WEIGHTS).is_file() and {name: stored.get(name) for name in wanted} == wanted:
+            return dict(stored)
+        return self.fit()
+
+
+def replace_settings(settings: PredictorConfig, name: str, options: Mapping[str, Any]) -> PredictorConfig:
+    """Return the settings with another predictor."""
+    return settings.model_copy(update={"name": name, "options": dict(options)})
+
+
+def score(predicted: Array, measured: Array, correct: Array, seed: int) -> Json:
+    """Return how predictions agree with measurements, and how far measurements agree with themselves.
+
+    Args:
+        predicted, measured: ``[n]``.
+        correct: ``[n, images]``: which images each subnet answers right.
+        seed: of the halvings.
+
+    Returns:
+        ``kendall_tau`` with its 95% interval, ``pearson``, ``rmse``; ``ceiling``: both statistics between the scores on
+        two halves of the images, the mean over 20 random halvings. A predictor cannot be expected above what one half
+        says of the other by much: measurements on all images are less noisy than on a half.
+    """
+    tau = kendall(predicted, measured)
+    taus, pearsons = [], []
+    for i in range(HALVINGS):
+        order = generator(seed, "halves", i).permutation(correct.shape[1])
+        half = len(order) // 2
+        first, second = correct[:, order[:half]].mean(1), correct[:, order[half:]].mean(1)
+        taus.append(kendall(first, second).value)
+        pearsons.append(pearson(first, second))
+    return {
+        "kendall_tau": {"value": tau.value, "low": tau.low, "high": tau.high},
+        "pearson": pearson(predicted, measured),
+        "rmse": float(np.sqrt(np.mean((predicted - measured) ** 2))),
+        "ceiling": {"kendall_tau": float(np.mean(taus)), "pearson": float(np.mean(pearsons))},
+    }
+
+
+def pearson(x: Array, y: Array) -> float:
+    """Return Pearson's correlation; 0 where one side does not vary."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def predict(predictor: Predictor, space: SearchSpace, indices: Indices) -> Array:
+    """Return the predicted metric of samples, ``[n]``; ``indices``: ``[n, num_knobs]``."""
+    return predictor.predict(space.encode(indices))
