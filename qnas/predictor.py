@@ -1,4 +1,4 @@
-"""Accuracy predictors of a run: subnets judged to learn from, what was learned, and how well it orders subnets left out.
+"""Accuracy predictors of a run: subnets judged to learn from, what was learned, how well it orders subnets left out.
 
 Everything of one training stage lies in ``predictors/STAGE/``: ``samples.json`` (the subnets and their scores),
 ``predictor.safetensors`` and ``predictor.json`` (what was fitted, and its score). Scores are of the search split, whose
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ SCORE = "predictor.json"
 CHUNK = 100  # subnets that a sampler draws at once: more samples go on from fewer
 FEWEST = 10  # judged subnets that a predictor is fitted to
 HALVINGS = 20  # of the search split's images, for the noise ceiling
+SPEED_SAMPLES = 20_000
 _PATIENCE = 20  # chunks in a row without a new subnet, after which the space counts as exhausted
 
 Array = np.ndarray[Any, Any]
@@ -124,6 +126,7 @@ class StagePredictor:
             )
         metric = self.evaluator.task.metric
         at_once = max(run.processes.size, 1)
+        run.recorder.record("samples", {"stage": self.stage, "of": len(samples)})
         found: list[Json] = []
         for start in range(0, len(samples), at_once):
             part = samples[start : start + at_once]
@@ -154,9 +157,13 @@ class StagePredictor:
         value = self.run.store.read_json(self.folder / SAMPLES)
         again = f"`qnas predictor build {self.run.store.path} --stage {self.stage}`"
         if value is None:
-            raise StoreError(f"Stage {self.stage!r} of {self.run.store.path} has no judged subnets to fit. Run {again}.")
+            raise StoreError(
+                f"Stage {self.stage!r} of {self.run.store.path} has no judged subnets to fit. Run {again}."
+            )
         if value["supernet"] != self.evaluator.digest():
-            raise StoreError(f"{self.folder / SAMPLES} was judged with other weights than the stage has now. Run {again}.")
+            raise StoreError(
+                f"{self.folder / SAMPLES} was judged with other weights than the stage has now. Run {again}."
+            )
         samples = [entry["sample"] for entry in value["subnets"]]
         correct = []
         for sample in samples:
@@ -255,6 +262,15 @@ class StagePredictor:
             ) from error
         return predictor
 
+    def speed(self) -> float:
+        """Return how many encoded samples a second the fitted predictor scores on this machine, now."""
+        encoded = self.space.encode(self.space.draw(generator(self._seed, "speed"), SPEED_SAMPLES))
+        predictor = self.load()
+        predictor.predict(encoded[:CHUNK])
+        start = time.perf_counter()
+        predictor.predict(encoded)
+        return SPEED_SAMPLES / (time.perf_counter() - start)
+
     def ready(self) -> Json:
         """Return the score of the fitted predictor of these settings; build and fit what is not there yet."""
         if not (self.folder / SAMPLES).is_file():
@@ -285,13 +301,13 @@ def score(predicted: Array, measured: Array, correct: Array, seed: int) -> Json:
         two halves of the images, the mean over 20 random halvings. A predictor cannot be expected above what one half
         says of the other by much: measurements on all images are less noisy than on a half.
     """
-    tau = kendall(predicted, measured)
+    tau = kendall(predicted.tolist(), measured.tolist())
     taus, pearsons = [], []
     for i in range(HALVINGS):
         order = generator(seed, "halves", i).permutation(correct.shape[1])
         half = len(order) // 2
         first, second = correct[:, order[:half]].mean(1), correct[:, order[half:]].mean(1)
-        taus.append(kendall(first, second).value)
+        taus.append(kendall(first.tolist(), second.tolist()).value)
         pearsons.append(pearson(first, second))
     return {
         "kendall_tau": {"value": tau.value, "low": tau.low, "high": tau.high},

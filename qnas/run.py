@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from qnas.alone import AloneSettings
     from qnas.exports import Exports
     from qnas.insights import InsightSettings
+    from qnas.predictor import StagePredictor
 
 DATA = "data.json"
 INIT = "init.json"
-PHASES = ("train", "search", "retrain", "export", "verify", "alone", "rank", "insights", "report")
+PHASES = ("train", "predictor", "search", "retrain", "export", "verify", "alone", "rank", "insights", "report")
 
 
 class Run:
@@ -191,6 +192,9 @@ class Run:
                 raise ConstraintError(
                     f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
                 )
+        if config.search.predictor is not None:
+            self.registry.load("predictor", config.search.predictor)
+            self.registry.load("sampler", config.predictor.sampler)
         feasible = FeasibleSet(CostTable(space, costs), constraints, config.seed)
         problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
@@ -323,26 +327,46 @@ class Run:
         if not self.processes.leader:
             self.processes.serve(evaluator.judge)
             return {}
-        settings = (config or self.config).search
-        self.check_search(config or self.config, evaluator.supernet.space)
-        with self.phase("search"), self.processes.leading():
-            search = Search(
-                self.store,
-                evaluator,
-                SearchSettings(
-                    settings.strategy,
-                    settings.options,
-                    settings.evaluations,
-                    settings.objectives,
-                    settings.constraints,
-                    self.config.seed,
-                ),
-                components.strategy_maker(self.registry, settings.strategy, settings.options),
-                self.recorder,
-                self.processes,
-            )
-            search.run()
-            return search.write_front()
+        config = config or self.config
+        self.check_search(config, evaluator.supernet.space)
+        with self.processes.leading():
+            search = self._make_search(config, evaluator)
+            with self.phase("search"):
+                search.run()
+                return search.write_front()
+
+    def _make_search(self, config: RunConfig, evaluator: Evaluator) -> Search:
+        """Return a search, begun or to go on; with a predictor, once that is fitted."""
+        from qnas.predicted_search import PredictedSearch
+
+        own = config.search
+        settings = SearchSettings(
+            own.strategy,
+            own.options,
+            own.evaluations,
+            own.objectives,
+            own.constraints,
+            self.config.seed,
+            own.predictor,
+            own.measured,
+        )
+        make = components.strategy_maker(self.registry, own.strategy, own.options)
+        parts = (self.store, evaluator, settings, make, self.recorder, self.processes)
+        if own.predictor is None:
+            return Search(*parts)
+        stage = self.predictor(evaluator.settings.stage, own.predictor)
+        with self.phase("predictor"):
+            fitted = stage.ready()
+        return PredictedSearch(*parts, predictor=stage.load(), fitted=fitted)
+
+    def predictor(self, stage: str | None = None, name: str | None = None) -> StagePredictor:
+        """Return the predictor of one stage's subnets, by default the last one's and the configured one."""
+        from qnas.predictor import StagePredictor
+
+        settings = self.config.predictor
+        if name is not None and name != settings.name:
+            settings = settings.model_copy(update={"name": name, "options": {}})
+        return StagePredictor(self, settings, stage)
 
     def fronts(self) -> list[dict[str, Any]]:
         """Return every finished search's front, oldest first."""

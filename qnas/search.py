@@ -31,6 +31,8 @@ class SearchSettings:
         evaluations: subnets to judge.
         objectives: names of metrics.
         constraints: texts such as ``bitops<=2e8``.
+        predictor: what the strategy is told instead of measurements; ``None`` for measurements.
+        measured: with a predictor, how many of the best predicted subnets are judged at the end.
     """
 
     strategy: str
@@ -39,6 +41,15 @@ class SearchSettings:
     objectives: tuple[str, ...]
     constraints: tuple[str, ...]
     seed: int
+    predictor: str | None = None
+    measured: int = 20
+
+    def identity(self) -> dict[str, Any]:
+        """Return what names the search, JSON-safe; what only concerns a predictor is left out without one."""
+        every = asdict(self)
+        if self.predictor is None:
+            del every["predictor"], every["measured"]
+        return every
 
 
 def named_objectives(names: Sequence[str], metric: str, costs: Mapping[str, Any]) -> tuple[Objective, ...]:
@@ -91,13 +102,16 @@ class Search:
         self.feasible = FeasibleSet(CostTable(space, evaluator.costs), self.constraints, settings.seed)
         problem = SearchProblem(space, self.objectives, self.feasible.draw, self.feasible.repair, settings.seed)
         self.strategy: Strategy = make_strategy(problem)
-        identity = {**asdict(settings), "supernet": evaluator.digest(), "stage": evaluator.settings.stage}
-        self.name, state = store.open_search(settings.strategy.replace(":", "-"), identity)
+        self.name, state = store.open_search(settings.strategy.replace(":", "-"), self._identity())
         self.pending: list[Sample] = []
         if state is not None:
-            self.strategy.load_state_dict(state["strategy"])
-            self.pending = list(state["pending"])
+            self._load_state(state)
         self.trials = [trial for _, _, trial in store.trials(self.name)]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what names the search in its run."""
+        evaluator = self.evaluator
+        return {**self.settings.identity(), "supernet": evaluator.digest(), "stage": evaluator.settings.stage}
 
     @property
     def finished(self) -> bool:
@@ -133,7 +147,7 @@ class Search:
         else:
             metrics = evaluation.metrics
         trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
-        self.strategy.tell([trial])
+        self._learn(trial)
         self.pending.pop(0)
         with self.store.transaction():
             if evaluation is not None:
@@ -143,8 +157,16 @@ class Search:
         values = {"number": len(self.trials), "key": key, "metrics": metrics, "cached": evaluation is None}
         self.recorder.record("trial", values)
 
+    def _learn(self, trial: Trial) -> None:
+        """Take up what was measured."""
+        self.strategy.tell([trial])
+
     def _state(self) -> State:
         return {"strategy": self.strategy.state_dict(), "pending": self.pending}
+
+    def _load_state(self, state: State) -> None:
+        self.strategy.load_state_dict(state["strategy"])
+        self.pending = list(state["pending"])
 
     def front(self) -> list[Trial]:
         """Return the front of all trials.
@@ -185,9 +207,14 @@ class Search:
             "chosen": choose(found, metric, self.objectives).key if found else None,
             "hypervolume": self._hypervolume(points),
             "points": points,
+            **self._said_of_predictor(),
         }
         write_json(self.store.search_directory(self.name) / "front.json", value)
         return value
+
+    def _said_of_predictor(self) -> dict[str, Any]:
+        """Return what ``front.json`` says of a predictor; nothing without one."""
+        return {}
 
     def _hypervolume(self, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the front's hypervolume, by the split that it was chosen on and by the test split, and the box."""

@@ -3,7 +3,8 @@
     python benchmarks/reproduce/multiquant.py --data CIFAR10 --work FOLDER [--seeds 0,1,2] [--quick]
 
 Space resnet20 at width 8 (half the published one), 16 pixels, 10,000 training images of CIFAR-10; 5,000 more to select
-on, the data set's own test split to report on. From one float network a seed, quantized after training by LAPQ (``ptq``):
+on, the data set's own test split to report on. From one float network a seed, quantized after training by LAPQ
+(``ptq``):
 
 - ``qat-2``, ``qat-4``, ``qat-8``: quantization-aware training at one bit-width in all layers;
 - ``hard``, ``smooth``, ``adaptive``: one supernet at 2 to 8 bits, by lowest, two random and highest bit-widths a step,

@@ -20,6 +20,8 @@ COMMANDS = (
     "train-alone",
     "rank",
     "insights",
+    "predictor",
+    "set-bits",
     "export",
     "verify",
     "report",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 TRIALS_A_LINE = 10  # when piped
+SAMPLES_A_LINE = 50
 
 
 def stdout_console() -> Console:
@@ -55,6 +56,13 @@ class LineRecorder:
             text = f"search: {values['name']}, {self._total} evaluations"
         elif event == "trial" and (values["number"] % TRIALS_A_LINE == 0 or values["number"] == self._total):
             text = f"search: {values['number']}/{self._total}"
+        elif event == "samples":
+            self._total = values["of"]
+            text = f"predictor: stage {values['stage']}, {self._total} subnets to judge"
+        elif event == "sample" and (values["number"] % SAMPLES_A_LINE == 0 or values["number"] == self._total):
+            text = f"predictor: {values['number']}/{self._total}"
+        elif event == "predicting":
+            text = f"search: {values['name']}, {values['evaluations']} predictions"
         elif event == "insights":
             text = f"insights: stage {values['stage']}, {values['total']} subnets"
         elif event == "alone":
@@ -125,6 +133,14 @@ class ProgressRecorder:
         elif event == "trial":
             best = values["metrics"]
             self._advance(f"{values['key'][:8]} {next(iter(best))} {next(iter(best.values())):.3f}", "subnets")
+        elif event == "samples":
+            self._begin(f"judge {values['stage']}", values["of"])
+        elif event == "sample":
+            self._advance("", "subnets")
+        elif event == "predicting":
+            self._begin(f"predict {values['name']}", values["evaluations"])
+        elif event == "predicted":
+            self._advance("", "subnets", values["new"])
         elif event == "insights":
             self._begin(f"judge {values['stage']}", values["total"])
         elif event == "insight":
@@ -178,6 +194,12 @@ def print_front(front: Mapping[str, Any]) -> None:
             style="bold" if chosen else None,
         )
     stdout_console().print(table)
+    if "predictor" in front:
+        used = front["predictor"]
+        click.echo(
+            f"Searched on {used['evaluations']:,} predictions of {used['name']} (held-out Kendall tau "
+            f"{used['score']['kendall_tau']['value']:.3f}); the table is measured"
+        )
     volume = front["hypervolume"]
     reference = ", ".join(f"{name} {value:g}" for name, value in volume["reference"].items())
     click.echo(
@@ -292,6 +314,45 @@ def print_comparison(found: Mapping[str, Any]) -> None:
         f"Significant after Holm's correction: {real} of {len(tested)} paired tests"
         + (f"; {unpaired} not paired, since test images differ" if unpaired else "")
     )
+
+
+def print_predictor(value: Mapping[str, Any]) -> None:
+    """Print how well a predictor orders subnets that it was not fitted to."""
+    score = value["score"]
+    tau, ceiling = score["kendall_tau"], score["ceiling"]
+    click.echo(
+        f"Predictor {value['name']} of stage {value['stage']}: fitted to {value['fitted']} subnets, scored on "
+        f"{value['held_out']} others"
+    )
+    click.echo(f"  Kendall tau  {tau['value']:.3f} (95% interval {tau['low']:.3f} to {tau['high']:.3f})")
+    click.echo(f"  Pearson      {score['pearson']:.3f}")
+    click.echo(f"  error        {100 * score['rmse']:.2f} points (root mean square)")
+    click.echo(
+        f"  noise        two halves of the images agree to tau {ceiling['kendall_tau']:.3f}, Pearson "
+        f"{ceiling['pearson']:.3f}"
+    )
+
+
+def print_bits(run: Any, result: Mapping[str, Any], layers: Sequence[Any]) -> None:
+    """Print a network whose bit-widths were set by hand."""
+    from rich.table import Table
+
+    metric = result["metric"]
+    table = Table(title=f"Subnet {result['key']}, stage {result['stage']}", title_justify="left")
+    table.add_column("layer")
+    for name in ("weight bits", "activation bits", "MACs"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        if layer.kind != "quantize":
+            table.add_row(layer.name, str(layer.w_bits), str(layer.a_bits), f"{layer.macs:,}")
+    stdout_console().print(table)
+    for split, metrics in result["metrics"].items():
+        click.echo(f"{metric}, {split} ({result['num_images'][split]} images): {metrics[metric]:.2%}")
+    costs = result["metrics"]["test"]
+    click.echo(f"bitops {int(costs['bitops']):,}, size_bytes {int(costs['size_bytes']):,}")
+    if "export" in result:
+        print_export(run, result["export"])
+        print_verification(result["verify"])
 
 
 def print_export(run: Any, result: Mapping[str, Any]) -> None:

@@ -185,6 +185,18 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     ),
     "strategy": (("search.strategy",), SEARCHING, ("--strategy",), {"help": "Search strategy."}),
     "evaluations": (("search.evaluations",), SEARCHING, ("--evaluations",), {"type": int, "help": "Subnets to judge."}),
+    "predictor": (
+        ("search.predictor",),
+        SEARCHING,
+        ("--predictor",),
+        {"help": "Search on predictions, such as mlp's; the best subnets are judged."},
+    ),
+    "measured": (
+        ("search.measured",),
+        SEARCHING,
+        ("--measured",),
+        {"type": int, "help": "With a predictor: subnets judged in the end."},
+    ),
     "objective": (
         ("search.objectives",),
         SEARCHING,

@@ -1,7 +1,7 @@
 """The multi-layer perceptron that predicts accuracy from one-hot samples.
 
-Xu et al., "MultiQuant: Training Once for Multi-Bit Quantization of Neural Networks", IJCAI 2022, Sec. 3.3: seven layers,
-150 wide, after Once-for-All (Cai et al., ICLR 2020) and APQ (Wang et al., CVPR 2020).
+Xu et al., "MultiQuant: Training Once for Multi-Bit Quantization of Neural Networks", IJCAI 2022, Sec. 3.3: seven
+layers, 150 wide, after Once-for-All (Cai et al., ICLR 2020) and APQ (Wang et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class MLP:
         wrong = [f"{name}={value}" for name, value in numbers.items() if value <= 0]
         if wrong or weight_decay < 0:
             raise ConfigError(
-                "Predictor mlp: layers, width, epochs, batch_size and lr must be over 0, weight_decay at least 0; given: "
-                f"{', '.join(wrong) or f'weight_decay={weight_decay}'}. Correct [predictor.options]."
+                "Predictor mlp: layers, width, epochs, batch_size and lr must be over 0, weight_decay at least 0; "
+                f"given: {', '.join(wrong) or f'weight_decay={weight_decay}'}. Correct [predictor.options]."
             )
         self.seed = seed
         self.layers = layers
