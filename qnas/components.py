@@ -160,6 +160,7 @@ def build_supernet(registry: Registry, config: RunConfig, space: SearchSpace, da
         data.pixels.affine(),
         folding_policy(quantization.folding),
         bool(config.compile),
+        None if quantization.bn == "shared" else quantization.bn,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer_seed(config.seed, "weights"))

@@ -55,6 +55,9 @@ class QuantizationConfig(_Section):
     a_bits: tuple[int, ...] = (2, 3, 4)
     granularity: Literal["network", "stage", "block", "layer"] = "stage"
     folding: Literal["none", "moving", "batch"] = "none"
+    bn: Literal["shared", "w_bits", "a_bits"] = Field(
+        default="shared", description="batch normalisation of a layer: one, or one for each of its bit-widths"
+    )
     weight_options: dict[str, Any] = {}
     act_options: dict[str, Any] = {}
 

@@ -23,6 +23,18 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "Learned step, zero points for weights too, 2 to 8 bits (MultiQuant)",
     )
     yield ComponentSpec(
+        "quantizer",
+        "dorefa",
+        "qnas_plugins.quantizers.dorefa:DoReFa",
+        "DoReFa as Any-Precision has it (Zhou et al. 2016, Yu et al. 2021)",
+    )
+    yield ComponentSpec(
+        "quantizer",
+        "robustquant",
+        "qnas_plugins.quantizers.robustquant:RobustQuant",
+        "Weights drawn to a uniform distribution by their kurtosis (Shkolnik et al. 2020)",
+    )
+    yield ComponentSpec(
         "sampler",
         "sandwich",
         "qnas_plugins.samplers.sandwich:Sandwich",
@@ -36,6 +48,18 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "lrh",
         "qnas_plugins.samplers.lrh:LowestRandomHighest",
         "Lowest, random and highest bit-widths (MultiQuant)",
+    )
+    yield ComponentSpec(
+        "sampler",
+        "every-bits",
+        "qnas_plugins.samplers.every_bits:EveryBits",
+        "One bit-width in all layers, each in turn (Any-Precision)",
+    )
+    yield ComponentSpec(
+        "supervision",
+        "recursive-distillation",
+        "qnas_plugins.supervisions.recursive:RecursiveDistillation",
+        "The first subnet learns the labels, each other from the one before (Any-Precision)",
     )
     yield ComponentSpec(
         "supervision",
@@ -138,6 +162,24 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "search-then-retrain",
         "qnas_plugins.recipes:SEARCH_THEN_RETRAIN",
         "What OQAT is compared with: a quantized search, then its net trained alone",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "multiquant",
+        "qnas_plugins.recipes:MULTIQUANT",
+        "MultiQuant: one supernet at 2 to 8 bits in every layer, mixed precision by a predictor",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "anyprecision",
+        "qnas_plugins.recipes:ANYPRECISION",
+        "What MultiQuant is compared with: Any-Precision, one bit-width in all layers",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "robustquant",
+        "qnas_plugins.recipes:ROBUSTQUANT",
+        "What MultiQuant is compared with: weights of uniform distribution, ranges set afterwards",
     )
     yield ComponentSpec(
         "recipe",

@@ -131,6 +131,7 @@ class ElasticConv(nn.Module):
         if self.mode == "float":
             return weight
         ctx = self.weight_context(**{name: value.detach() for name, value in statistics.items()})
+        weight = self.weight_quantizer.prepare(weight, ctx)
         if self.mode == "observe":
             if self.observe is not None:
                 self.observe(self.weight_quantizer, ctx, weight.detach())

@@ -112,6 +112,14 @@ class Quantizer(nn.Module, ABC):
             ctx: of the active subnet.
         """
 
+    def prepare(self, x: Tensor, ctx: SiteContext) -> Tensor:
+        """Return the weights that are rounded in place of ``x``, differentiable, the same shape; ``x`` by default.
+
+        Asked for weights alone, before :meth:`start`, :meth:`forward` and :meth:`export`, and before ranges are
+        observed.
+        """
+        return x
+
     @abstractmethod
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
         """Return ``x`` on the grid, differentiable; float32 mathematics under any autocast."""

@@ -70,8 +70,9 @@ class SubnetLayer(nn.Module):
         quantizer = self._quantizer[0]
         assert quantizer is not None
         with torch.no_grad():
+            weight = quantizer.prepare(self.weight, ctx)
             self.grid = quantizer.export(ctx)
-            self.codes = self.grid.encode(self.weight)
+            self.codes = self.grid.encode(weight)
             self.weight.copy_(self.grid.decode(self.codes))
 
     def _folded_context(self, mean: Tensor, sigma: Tensor) -> SiteContext:
@@ -111,9 +112,10 @@ class SubnetLayer(nn.Module):
         factor = self.bn.weight / sigma
         quantizer = self._quantizer[0]
         assert quantizer is not None
-        grid = quantizer.export(self._folded_context(mean, sigma))
+        ctx = self._folded_context(mean, sigma)
+        folded = quantizer.prepare(self.weight * factor.reshape(-1, 1, 1, 1), ctx)
         bias = self.bn.bias - factor * mean
-        return self._convolve(x, grid.quantize(self.weight * factor.reshape(-1, 1, 1, 1)), bias)
+        return self._convolve(x, quantizer.export(ctx).quantize(folded), bias)
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -20,7 +20,7 @@ from qnas.nn.grid import AffineGrid
 from qnas.nn.quantizer import ROLES, Quantizer, QuantizerSite
 from qnas.nn.ranks import Ranks
 from qnas.nn.subnet import Subnet
-from qnas.space import Sample, SearchSpace, Site, Value
+from qnas.space import BIT_ROLES, Sample, SearchSpace, Site, Value
 
 MakeQuantizer = Callable[[QuantizerSite], Quantizer]
 
@@ -35,6 +35,7 @@ class BuildContext:
         input_grid: of the normalised images.
         folding: policy of every convolution with batch normalisation.
         compile: let quantizers use compiled kernels.
+        bn_role: ``w_bits`` or ``a_bits``: each layer's batch normalisation has a bank for each of these bit-widths.
     """
 
     space: SearchSpace
@@ -43,6 +44,7 @@ class BuildContext:
     input_grid: AffineGrid
     folding: FoldingPolicy = field(default_factory=NoFolding)
     compile: bool = False
+    bn_role: str | None = None
 
     def __post_init__(self) -> None:
         self._sites: dict[str, Site] = {site.name: site for site in self.space.sites}
@@ -93,6 +95,8 @@ class BuildContext:
             bank: label of the knob whose choices have a batch normalisation each.
             **options: of :class:`ElasticConv`.
         """
+        if bank is None and self.bn_role is not None:
+            bank = self.space.bit_labels(name)[BIT_ROLES.index(self.bn_role)]  # None where the bits are fixed
         if bank is not None:
             options["bank_knob"] = self.space.knobs[self.space.position[bank]]
         w_bits, _ = self.space.bit_choices(self._sites[name])

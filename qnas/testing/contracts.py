@@ -24,6 +24,7 @@ from qnas.protocols import (
     CostModel,
     Dataset,
     Device,
+    Predictor,
     RangeCalibrator,
     Sampler,
     SearchProblem,
@@ -312,6 +313,26 @@ def _drive(problem: SearchProblem, make: Callable[[SearchProblem], Strategy], n:
             strategy = make(problem)
             strategy.load_state_dict(state)
     return asked
+
+
+def check_predictor(cls: Callable[..., Predictor]) -> None:
+    """Learns a function of the samples, says the same again for a seed, and keeps all that it learned."""
+    space = toy_space()
+    indices = space.draw(generator(0, "check"), 200)
+    encoded = space.encode(indices)
+    targets = 0.5 + 0.3 * encoded @ np.linspace(-1, 1, encoded.shape[1], dtype=np.float32)
+    predictor, again, other = cls(seed=1), cls(seed=1), cls(seed=2)
+    predictor.fit(encoded, targets)
+    found = predictor.predict(encoded)
+    assert found.shape == targets.shape, "one prediction a sample"
+    assert np.corrcoef(found, targets)[0, 1] > 0.9, "must learn a linear function of the encoding"
+    assert predictor.predict(encoded[:0]).shape == (0,), "no samples, no predictions"
+    again.fit(encoded, targets)
+    np.testing.assert_array_equal(again.predict(encoded), found, "equal seeds, equal predictions")
+    state = predictor.state_dict()
+    assert all(isinstance(value, np.ndarray) for value in state.values()), "state_dict holds arrays"
+    other.load_state_dict(state)
+    np.testing.assert_array_equal(other.predict(encoded), found, "state_dict must hold it all")
 
 
 def check_cost(model: CostModel) -> None:

@@ -105,8 +105,9 @@ def derived_zero_point(low: Tensor, high: Tensor, bits: int) -> int:
     """Return ``round(-v_min / s)`` of a range ``[v_min, v_max]`` with ``s = (v_max - v_min) / (2^b - 1)``.
 
     MultiQuant, Eq. 2. It depends on the proportion of the two ends alone, so a range that is clipped at both ends
-    alike, and a step that is learned afterwards, keep it. Divided by a smaller step, the raw minimum would push the zero point
-    to the last code, and no positive value could be represented (at 2 bits, already at 0.6 times the whole range).
+    alike, and a step that is learned afterwards, keep it. Divided by a smaller step, the raw minimum would push the
+    zero point to the last code, and no positive value could be represented (at 2 bits, already at 0.6 times the whole
+    range).
     """
     levels = 2**bits - 1
     span = float(high) - float(low)

@@ -5,6 +5,9 @@ from importlib.resources import files
 _HERE = files(__name__)
 
 OFA_EVOLUTION = _HERE / "ofa-evolution.toml"
+MULTIQUANT = _HERE / "multiquant.toml"
+ANYPRECISION = _HERE / "anyprecision.toml"
+ROBUSTQUANT = _HERE / "robustquant.toml"
 PTQ = _HERE / "ptq.toml"
 OQAT = _HERE / "oqat.toml"
 NAS_THEN_QUANTIZE = _HERE / "nas-then-quantize.toml"

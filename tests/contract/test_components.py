@@ -62,6 +62,11 @@ def test_strategy(component):
     testing.check_strategy(component.load())
 
 
+@pytest.mark.parametrize("component", of("predictor"))
+def test_predictor(component):
+    testing.check_predictor(component.load())
+
+
 @pytest.mark.parametrize("component", of("cost"))
 def test_cost(component):
     testing.check_cost(component.load())
