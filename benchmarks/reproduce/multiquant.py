@@ -37,10 +37,12 @@ from qnas.plugins import load_registry
 from qnas.run import Run
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
-EPOCHS = {"float": 15, "trained": 10}
+EPOCHS = {"float": 15, "trained": 10, "robustquant": 20, "anyprecision": 8}
 SUPERVISIONS = {"hard": "hard", "smooth": "label-smoothing", "adaptive": "adaptive-label"}
 QAT = {"qat-2": 2, "qat-4": 4, "qat-8": 8}
-ARMS = (*QAT, *SUPERVISIONS)
+RIVALS = ("anyprecision", "robustquant")
+ARMS = (*QAT, *SUPERVISIONS, *RIVALS)
+SHARED_STAGES = {"anyprecision": 0, "robustquant": 1}  # of the base's two; the others take both
 PARTS = ("train", "uniform", "competition", "mixed")
 
 
@@ -50,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce-multiquant"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "multiquant.json")
     return parser.parse_args()
@@ -65,35 +68,46 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
         data |= {"search_fraction": 1 / 3, "image_size": 16}
     epochs = dict.fromkeys(EPOCHS, 1) if args.quick else EPOCHS
     bits = [2, 4, 8] if args.quick else BITS
-    stages = [
-        {"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False},
-        {"name": "ptq", "epochs": 0, "lr": 3e-3, "calibrator": "lapq"},
-    ]
-    if arm != "base":
-        one = {"w_bits": [QAT[arm]], "a_bits": [QAT[arm]]} if arm in QAT else {}
-        stages.append({"name": "trained", "epochs": epochs["trained"], "lr": 3e-3, **one})
+    base = {"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False}
+    ptq = {"name": "ptq", "epochs": 0, "lr": 3e-3, "calibrator": "lapq"}
+    stages = {
+        "base": [base, ptq],
+        "anyprecision": [{"name": "trained", "epochs": epochs["anyprecision"], "lr": 6e-3}],
+        "robustquant": [base, at("robust", epochs["robustquant"], 8), {**ptq, "name": "trained"}],
+        **{name: [base, ptq, at("trained", epochs["trained"], one)] for name, one in QAT.items()},
+    }.get(arm, [base, ptq, at("trained", epochs["trained"])])
+    quantizer = {"anyprecision": "dorefa", "robustquant": "robustquant"}.get(arm, "multiquant")
+    every = arm == "anyprecision"
+    supervision = "recursive-distillation" if every else SUPERVISIONS.get(arm, "hard")
     return {
         "seed": seed,
         "threads": 1,
         "data": data,
         "space": {"name": "resnet20", "options": {"elastic": False, "width": 0.5}},
         "quantization": {
-            "weight_quantizer": "multiquant",
-            "act_quantizer": "multiquant",
+            "weight_quantizer": quantizer,
+            "act_quantizer": quantizer,
             "w_bits": bits,
             "a_bits": bits,
-            "granularity": "layer",
+            "granularity": "network" if every else "layer",
+            "bn": "w_bits" if every else "shared",
         },
         "train": {
-            "sampler": "lrh",
-            "num_subnets": 4 if arm in SUPERVISIONS else 1,
-            "supervision": SUPERVISIONS.get(arm, "hard"),
+            "sampler": "every-bits" if every else "lrh",
+            "num_subnets": len(bits) if every else 4 if arm in SUPERVISIONS else 1,
+            "supervision": supervision,
             "batch_size": 128,
             "weight_decay": 0.0,
             "calibrator_options": {"rounds": 0 if args.quick else 1},
             "stages": stages,
         },
     }
+
+
+def at(name: str, epochs: int, bits: int | None = None) -> dict[str, Any]:
+    """Return a stage that trains at one bit-width, or at all."""
+    one = {} if bits is None else {"w_bits": [bits], "a_bits": [bits]}
+    return {"name": name, "epochs": epochs, "lr": 3e-3, **one}
 
 
 def trained(args: argparse.Namespace, seed: int, arm: str) -> Run:
@@ -105,17 +119,19 @@ def trained(args: argparse.Namespace, seed: int, arm: str) -> Run:
     else:
         run = Run.create(path, load_config(settings(args, seed, arm)), registry)
     if arm != "base" and run.stages.latest_checkpoint() is None:
-        _take_stages(args.work / f"base-{seed}", path)
+        _take_stages(args.work / f"base-{seed}", path, SHARED_STAGES.get(arm, 2))
     run.train()
     return run
 
 
-def _take_stages(source: Path, target: Path) -> None:
-    """Copy the float net and its ranges, which all arms share."""
+def _take_stages(source: Path, target: Path, count: int) -> None:
+    """Copy the first stages: the float net and its ranges, which arms share."""
     partial = target / "stages.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source / "stages", partial)
-    partial.rename(target / "stages")
+    for stage in sorted((source / "stages").iterdir())[:count]:
+        shutil.copytree(stage, partial / stage.name)
+    if count:
+        partial.rename(target / "stages")
 
 
 def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return everything of one seed that is asked for."""
     found: dict[str, Any] = {"arms": {}}
     parts = args.parts.split(",")
-    for arm in ("base", *ARMS):
+    for arm in ("base", *args.arms.split(",")):
         with trained(args, seed, arm) as run:
             folder = run.store.path
             at = {"passes": run.progress().image_passes}
