@@ -97,12 +97,13 @@ class RangeCalibrator(ABC):
             extremes[quantizer] = low, high
 
         def count(quantizer: Quantizer, ctx: SiteContext, values: Tensor) -> None:
-            seen[quantizer].count(values)
+            if quantizer.site.role == "activation":
+                seen[quantizer].count(values)
 
         _watch(supernet, batches, roles, look)
         if extremes:
             seen.update({quantizer: Seen.empty(*ends) for quantizer, ends in extremes.items()})
-            _watch(supernet, batches, ["activation"], count)
+            _watch(supernet, batches, roles, count)  # with the roles of before: what is float stays float
         return contexts, seen
 
     @abstractmethod

@@ -9,6 +9,7 @@ import torch
 from qnas.errors import ConfigError
 from qnas.nn.quantizer import QuantizerSite, SiteContext
 from qnas.plugins import load_registry
+from qnas.testing.parts import toy_images, toy_supernet
 from qnas_plugins.calibrators.ranges import BINS, Seen, entropy_threshold
 
 REGISTRY = load_registry()
@@ -146,3 +147,21 @@ def test_entropy_clips_activations_and_leaves_weights():
     )
     torch.testing.assert_close(high, w.flatten(1).amax(1))
     torch.testing.assert_close(low, w.flatten(1).amin(1))
+
+
+@pytest.mark.parametrize("name", ["minmax", "percentile", "mse", "entropy"])
+def test_ranges_do_not_depend_on_those_before(name):
+    """Activations are looked at with weights in float, whatever their quantizers were."""
+    supernet = toy_supernet(weight=MINMAX, act=MINMAX)
+    supernet.train()
+    states = []
+    for factor in (1.0, 0.2):
+        for quantizer in supernet.quantizers():
+            if isinstance(quantizer, MINMAX):
+                for bits in quantizer.site.bits:
+                    quantizer.set_range(bits, torch.tensor(-factor), torch.tensor(factor))
+        supernet.activate(supernet.space.highest())
+        calibrator(name).start(supernet, [toy_images(48)], ("weight", "activation"), lambda i, outputs: outputs.sum())
+        states.append({key: value.clone() for key, value in supernet.state_dict().items() if "quantizer" in key})
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
