@@ -58,6 +58,11 @@ def parse_constraint(text: str, metrics: Sequence[str]) -> Constraint:
     return Constraint(match[1], match[2], limit)
 
 
+def plain_number(value: float) -> str:
+    """Return a whole number in full, ``1,234,567``, any other with three decimals, ``3.421``."""
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.3f}"
+
+
 def total_violation(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> float:
     """Return the sum of all violations, 0 where every constraint is met."""
     return float(sum(c.violation(metrics[c.name]) for c in constraints))
@@ -149,7 +154,7 @@ class FeasibleSet:
     def _refusal(self, nearest: Indices) -> ConstraintError:
         costs = self.table.costs(nearest[None], sorted({c.name for c in self.constraints}))
         wanted = ", ".join(str(c) for c in self.constraints)
-        reached = ", ".join(f"{name}={int(value[0]):,}" for name, value in costs.items())
+        reached = ", ".join(f"{name}={plain_number(value[0])}" for name, value in costs.items())
         # One limit on a cost that grows with every knob is decided by descent; a window between two is only searched.
         said = "No subnet" if len(self.constraints) == 1 else f"None of {PROBES + DESCENTS} probed and improved subnets"
         return ConstraintError(

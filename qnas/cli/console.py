@@ -151,6 +151,8 @@ def print_front(front: Mapping[str, Any]) -> None:
     """Print the front as a table."""
     from rich.table import Table
 
+    from qnas.constraints import plain_number
+
     metric = front["metric"]
     first = [str(objective["name"]) for objective in front["objectives"]]
     known = sorted(front["points"][0]["metrics"]) if front["points"] else []
@@ -173,7 +175,7 @@ def print_front(front: Mapping[str, Any]) -> None:
             point["key"],
             f"{point['metrics'][metric]:.2%} ± {point['standard_error']:.2%}",
             f"{test[metric]:.2%} ± {test['standard_error']:.2%}",
-            *(f"{int(point['metrics'][name]):,}" for name in costs),
+            *(plain_number(point["metrics"][name]) for name in costs),
             "chosen" if chosen else "",
             style="bold" if chosen else None,
         )
