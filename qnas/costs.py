@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,12 @@ class _Group:
             spread = np.broadcast_to(cost.reshape(shape), self.sizes).reshape(-1)
             self.tables[name] = self.tables[name] + spread
 
+    def along(self, name: str) -> Iterator[tuple[int, Array]]:
+        """Yield each of ``axes`` with the table of a sum as ``[others, num_choices]`` along it."""
+        whole = self.tables[name].reshape(self.sizes)
+        for i, (axis, size) in enumerate(zip(self.axes, self.sizes, strict=True)):
+            yield axis, np.moveaxis(whole, i, -1).reshape(-1, size)
+
     def rows(self, columns: Array) -> Array:
         """Return the position in the tables of each sample, ``[n]``; ``columns``: ``[num_knobs, n]``."""
         rows = np.zeros(columns.shape[1], dtype=np.intp)
@@ -161,6 +167,61 @@ class CostTable:
             for name in wanted:
                 totals[name] = totals[name] + group.tables[name].take(rows)
         return {name: self._cost(name, totals) for name in names}
+
+    def depends_on(self, name: str) -> tuple[int, ...]:
+        """Return the positions of the knobs that change this cost in some sample, ascending."""
+        found: set[int] = set()
+        for group in self._groups:
+            for total in self._sums([name]):
+                found |= {axis for axis, along in group.along(total) if (along != along[:, :1]).any()}
+        return tuple(sorted(found))
+
+    def effects(self, name: str) -> list[Array]:
+        """Return for each knob ``[num_choices]`` how far each choice moves the mean cost of uniform samples.
+
+        Exact for a sum over layers; of an average of sums ``a / b``, what moves ``E[a] / E[b]`` to first order.
+        """
+        cost, moved = self._mean_moves(name)
+        if name not in self._averages:
+            return moved
+        weight, by = self._mean_moves(name + _WEIGHT)
+        if weight == 0:
+            return [np.zeros(len(knob.choices)) for knob in self.space.knobs]
+        return [(a - cost / weight * b) / weight for a, b in zip(moved, by, strict=True)]
+
+    def _mean_moves(self, total: str) -> tuple[float, list[Array]]:
+        """Return the mean of a sum over uniform samples, and how far each choice of each knob moves it."""
+        mean, moved = 0.0, [np.zeros(len(knob.choices)) for knob in self.space.knobs]
+        for group in self._groups:
+            mean += float(group.tables[total].mean())
+            for axis, along in group.along(total):
+                moved[axis] += along.mean(0) - along.mean()
+        return mean, moved
+
+    def terms(self, name: str) -> tuple[list[Array], int] | None:
+        """Return a cost as one term a knob, ``[num_choices]`` integers to be added up, and what divides their sum.
+
+        Returns:
+            ``None`` where the cost is no such sum, because knobs change it together or change an average's weights.
+        """
+        divisor = 1
+        if name in self._averages:
+            weights = [group.tables[name + _WEIGHT] for group in self._groups]
+            if any((weight != weight[0]).any() for weight in weights):
+                return None
+            divisor = int(sum(weight[0] for weight in weights)) or 1
+        terms = [np.zeros(len(knob.choices), dtype=np.int64) for knob in self.space.knobs]
+        for group in self._groups:
+            whole, base = group.tables[name].reshape(group.sizes), group.tables[name][0]
+            added = np.full(group.sizes, base)
+            for i, axis in enumerate(group.axes):
+                line = whole[tuple(slice(None) if j == i else 0 for j in range(whole.ndim))] - base
+                terms[axis] = terms[axis] + line
+                added = added + line.reshape([-1 if j == i else 1 for j in range(whole.ndim)])
+            if (added != whole).any():
+                return None
+            terms[0] = terms[0] + base  # what is fixed is counted with the first knob
+        return terms, divisor
 
     def _sums(self, names: Sequence[str]) -> list[str]:
         return [*names, *(name + _WEIGHT for name in names if name in self._averages)]

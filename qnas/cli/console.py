@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 TRIALS_A_LINE = 10  # when piped
+COST_COLUMNS = 4  # of a front's table; more only where objectives and constraints name more
 
 
 def stdout_console() -> Console:
@@ -154,9 +156,11 @@ def print_front(front: Mapping[str, Any]) -> None:
     from qnas.constraints import plain_number
 
     metric = front["metric"]
-    first = [str(objective["name"]) for objective in front["objectives"]]
     known = sorted(front["points"][0]["metrics"]) if front["points"] else []
-    costs = [name for name in dict.fromkeys([*first, *known]) if name in known and name != metric]
+    limited = [name for name in known if any(re.match(rf"{name}\W", text) for text in front["constraints"])]
+    asked = dict.fromkeys([*(str(objective["name"]) for objective in front["objectives"]), *limited])
+    costs = [name for name in dict.fromkeys([*asked, *known]) if name in known and name != metric]
+    costs = costs[: max(COST_COLUMNS, len(asked.keys() - {metric}))]
     images = front["num_images"]
     table = Table(
         title=f"Front of {front['evaluations']} subnets ({front['search']}, stage {front['stage']})",
