@@ -32,6 +32,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "Lowest, random and highest bit-widths (MultiQuant)",
     )
     yield ComponentSpec(
+        "sampler",
+        "monte-carlo",
+        "qnas_plugins.samplers.monte_carlo:MonteCarloSampler",
+        "Wanted average bit-widths, by default all of them evenly (MultiQuant)",
+    )
+    yield ComponentSpec(
         "supervision",
         "adaptive-label",
         "qnas_plugins.supervisions.adaptive:AdaptiveLabel",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qnas.averages import AverageBits
 from qnas.layers import LayerSpec
 from qnas.space import Condition, Knob, QuantScheme, SearchSpace, Site
-from qnas_plugins.costs.averages import AverageBits
 
 LAYERS = (("one", 8, 8, 3, 8), ("two", 8, 16, 3, 4), ("three", 16, 16, 1, 4))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qnas.averages import AverageBits
 from qnas.costs import CostTable, cost_of, sample_costs
 from qnas.layers import LayerSpec
 from qnas.rng import generator
@@ -21,7 +22,7 @@ WEIGHTS = {
 
 
 def models():
-    return {f"{role} {weighting}": averages.AverageBits(role, weighting) for role in ROLES for weighting in WEIGHTS}
+    return {f"{role} {weighting}": AverageBits(role, weighting) for role in ROLES for weighting in WEIGHTS}
 
 
 @pytest.mark.parametrize("granularity", ["network", "block", "layer"])
