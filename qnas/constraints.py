@@ -20,6 +20,7 @@ _PATTERN = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE_]+)\s*$")
 PROBES = 2000  # random samples from which the search for a feasible one starts
 DESCENTS = 40  # of the probes that come nearest
 ATTEMPTS = 20  # rounds of rejection before samples are drawn from conditional marginals instead
+MONTE_CARLO_POOL = 8000  # samples of a pool for each cost; less than for many targets, since there is one
 MONTE_CARLO_TRIES = 200  # draws of those for one sample before it is repaired instead
 
 
@@ -119,7 +120,7 @@ class FeasibleSet:
         """Return at most ``n`` feasible samples from marginals that are conditioned on the constraints."""
         windows = self.windows()
         if self._monte_carlo is None:
-            self._monte_carlo = MonteCarlo(self.table, sorted(windows), seed=self._seed)
+            self._monte_carlo = MonteCarlo(self.table, sorted(windows), seed=self._seed, size=MONTE_CARLO_POOL)
         try:
             drawn = self._monte_carlo.draw(rng, [windows] * n, MONTE_CARLO_TRIES)
         except ConstraintError:  # its pool holds no feasible sample, though there is one: the anchor

@@ -116,6 +116,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "recipe",
+        "multiquant-search",
+        "qnas_plugins.recipes:MULTIQUANT_SEARCH",
+        "The genetic search with MultiQuant's numbers: bits 2 to 8 by layer, population 100, 500 iterations",
+    )
+    yield ComponentSpec(
+        "recipe",
         "oqat",
         "qnas_plugins.recipes:OQAT",
         "OQAT: one supernet at 4 bits, inherited to 3 and to 2, searched at each",

@@ -6,6 +6,7 @@ _HERE = files(__name__)
 
 OFA_EVOLUTION = _HERE / "ofa-evolution.toml"
 PTQ = _HERE / "ptq.toml"
+MULTIQUANT_SEARCH = _HERE / "multiquant-search.toml"
 OQAT = _HERE / "oqat.toml"
 NAS_THEN_QUANTIZE = _HERE / "nas-then-quantize.toml"
 SEARCH_THEN_RETRAIN = _HERE / "search-then-retrain.toml"
