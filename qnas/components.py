@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from qnas.config import RunConfig
+from qnas.constraints import parse_constraint
 from qnas.data import Data, ImageSet, TrainBatches, prepare
 from qnas.errors import ConfigError, PluginError, unknown_name
 from qnas.evaluate import Evaluator, EvaluatorSettings, SizedBatches
@@ -293,13 +294,13 @@ def build_evaluator(
     sized: SizedBatches | None = None,
 ) -> Evaluator:
     """Return the evaluator that every strategy and command shares; for ``sized`` see there."""
-    evaluation = config.evaluation
+    evaluation, costs = config.evaluation, cost_models(registry)
     return Evaluator(
         supernet,
         data,
         registry.load("task", config.task)(),
         subnet_calibrators(registry, config),
-        cost_models(registry),
+        costs,
         EvaluatorSettings(
             calibration_images=evaluation.calibration_images,
             calibration_batch=evaluation.calibration_batch,
@@ -311,7 +312,14 @@ def build_evaluator(
         ),
         device,
         sized,
+        asked_metrics(registry, config),
     )
+
+
+def asked_metrics(registry: Registry, config: RunConfig) -> list[str]:
+    """Return the metrics that the configuration's objectives and constraints name."""
+    names = [registry.load("task", config.task)().metric, *cost_models(registry)]
+    return [*config.search.objectives, *(parse_constraint(text, names).name for text in config.search.constraints)]
 
 
 def strategy_maker(registry: Registry, name: str, options: Mapping[str, Any]) -> Callable[[SearchProblem], Strategy]:

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 
 from qnas.costs import CostTable
+from qnas.distribution import Window
 from qnas.errors import ConfigError, ConstraintError, unknown_name
+from qnas.monte_carlo import MonteCarlo
 from qnas.rng import generator
 from qnas.space import Indices
 
 _PATTERN = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE_]+)\s*$")
 PROBES = 2000  # random samples from which the search for a feasible one starts
 DESCENTS = 40  # of the probes that come nearest
-ATTEMPTS = 20  # rounds of rejection before samples are repaired instead
+ATTEMPTS = 20  # rounds of rejection before samples are drawn from conditional marginals instead
+MONTE_CARLO_POOL = 8000  # samples of a pool for each cost; less than for many targets, since there is one
+MONTE_CARLO_TRIES = 200  # draws of those for one sample before it is repaired instead
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ def parse_constraint(text: str, metrics: Sequence[str]) -> Constraint:
     return Constraint(match[1], match[2], limit)
 
 
+def plain_number(value: float) -> str:
+    """Return a whole number in full, ``1,234,567``, any other with three decimals, ``3.421``."""
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.3f}"
+
+
 def total_violation(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> float:
     """Return the sum of all violations, 0 where every constraint is met."""
     return float(sum(c.violation(metrics[c.name]) for c in constraints))
@@ -69,7 +78,7 @@ class FeasibleSet:
     Args:
         table: of the space's costs.
         constraints: on costs; those on measured metrics are not known before a subnet is judged.
-        seed: of the search for a feasible sample.
+        seed: of the search for a feasible sample, and of pools.
 
     Raises:
         ConstraintError: nothing meets them; the message says how close the space comes.
@@ -79,6 +88,8 @@ class FeasibleSet:
         self.table = table
         self.constraints = [c for c in constraints if c.name in table.models]
         self.space = table.space
+        self._seed = seed
+        self._monte_carlo: MonteCarlo | None = None  # made where uniform samples are too rare
         self._anchor = self._find_anchor(seed)
 
     def violation(self, indices: Indices) -> np.ndarray[Any, Any]:
@@ -91,14 +102,40 @@ class FeasibleSet:
         return total
 
     def draw(self, rng: np.random.Generator, n: int) -> Indices:
-        """Return ``n`` feasible samples, ``[n, num_knobs]``: uniform ones, repaired only where those are too rare."""
+        """Return ``n`` feasible samples, ``[n, num_knobs]``: uniform ones as far as these are not too rare.
+
+        Where they are, the others are drawn knob by knob from conditional marginals (:mod:`qnas.monte_carlo`), and
+        repaired only where that fails too.
+        """
         found = np.empty((0, len(self.space.knobs)), dtype=np.int64)
         for _ in range(ATTEMPTS):
             drawn = self.space.draw(rng, 2 * n)
             found = np.concatenate([found, drawn[self.violation(drawn) == 0]])
             if len(found) >= n:
                 return found[:n]
+        found = np.concatenate([found, self._draw_rare(rng, n - len(found))])
         return np.concatenate([found, self.repair(self.space.draw(rng, n - len(found)), rng)])
+
+    def _draw_rare(self, rng: np.random.Generator, n: int) -> Indices:
+        """Return at most ``n`` feasible samples from marginals that are conditioned on the constraints."""
+        windows = self.windows()
+        if self._monte_carlo is None:
+            self._monte_carlo = MonteCarlo(self.table, sorted(windows), seed=self._seed, size=MONTE_CARLO_POOL)
+        try:
+            drawn = self._monte_carlo.draw(rng, [windows] * n, MONTE_CARLO_TRIES)
+        except ConstraintError:  # its pool holds no feasible sample, though there is one: the anchor
+            return np.empty((0, len(self.space.knobs)), dtype=np.int64)
+        return drawn.rows[drawn.met]
+
+    def windows(self) -> dict[str, Window]:
+        """Return what the constraints leave of each cost, by name."""
+        found: dict[str, Window] = {}
+        for constraint in self.constraints:
+            window, limit = found.get(constraint.name, Window()), constraint.limit
+            upper = constraint.sense == "<="
+            low, high = (-np.inf, limit) if upper else (limit, np.inf)
+            found[constraint.name] = Window(max(window.low, low), min(window.high, high))
+        return found
 
     def repair(self, indices: Indices, rng: np.random.Generator) -> Indices:
         """Return the samples made feasible: knobs of a feasible sample are taken over, one by one, until they are."""
@@ -149,7 +186,7 @@ class FeasibleSet:
     def _refusal(self, nearest: Indices) -> ConstraintError:
         costs = self.table.costs(nearest[None], sorted({c.name for c in self.constraints}))
         wanted = ", ".join(str(c) for c in self.constraints)
-        reached = ", ".join(f"{name}={int(value[0]):,}" for name, value in costs.items())
+        reached = ", ".join(f"{name}={plain_number(value[0])}" for name, value in costs.items())
         # One limit on a cost that grows with every knob is decided by descent; a window between two is only searched.
         said = "No subnet" if len(self.constraints) == 1 else f"None of {PROBES + DESCENTS} probed and improved subnets"
         return ConstraintError(

@@ -1,21 +1,25 @@
-"""Costs of subnets: pure sums over layer descriptions, for one sample or, vectorised, for many. No torch."""
+"""Costs of subnets: sums over layer descriptions, or averages, for one sample or, vectorised, for many. No torch."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qnas.layers import FLOAT_BITS, LayerSpec
-from qnas.protocols import CostModel
+from qnas.protocols import AverageCost, CostModel
 from qnas.space import Indices, SearchSpace, Site, Value
 
 Array = np.ndarray[Any, Any]
 
-_FIELDS = ("in_channels", "out_channels", "kernel_size", "stride", "groups", "out_size", "num_weights", "macs")
+_FIELDS = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "groups"),
+    *("out_size", "in_size", "num_weights", "macs"),
+)
+_WEIGHT = "/weight"  # behind a cost's name: the sum that its own is divided by; no cost's name holds a slash
 _CHUNK = 4096  # samples at once: what a group gathers for them stays in the processor's cache
 
 
@@ -48,8 +52,8 @@ class _SiteTable:
         self.bits = tuple(None if label is None else space.position[label] for label in space.bit_labels(site.name))
         self.axes = tuple(sorted({*self.architecture, *(axis for axis in self.bits if axis is not None)}))
 
-    def costs(self, models: Mapping[str, CostModel]) -> dict[str, Array]:
-        """Return, by cost name, an array with a dimension for each of ``axes``; 0 where the site is left out."""
+    def sums(self, summands: Mapping[str, Callable[[Any], Any]]) -> dict[str, Array]:
+        """Return, by name, an array with a dimension for each of ``axes``; 0 where the site is left out."""
         shape = [len(self.space.knobs[axis].choices) for axis in self.axes]
         where = dict(zip(self.axes, np.indices(shape).reshape(len(shape), math.prod(shape)), strict=True))
         specs = self._specs()
@@ -64,6 +68,7 @@ class _SiteTable:
         columns["groups"] = np.maximum(columns["groups"], 1)
         fixed = (self.site.w_bits, self.site.a_bits)
         for name, source, bits in zip(("w_bits", "a_bits"), self.bits, fixed, strict=True):
+            columns[name.replace("bits", "fixed")] = np.full(len(rows), source is None)
             if source is None:
                 columns[name] = np.full(len(rows), bits, dtype=np.int64)
             else:
@@ -71,7 +76,7 @@ class _SiteTable:
         columns["w_zero_points"] = (columns["w_bits"] < FLOAT_BITS) * np.int64(self.space.scheme.w_zero_points)
         kind = next((spec.kind for spec in specs if spec is not None), "quantize")
         layer = LayerColumns(self.site.name, kind, columns)
-        return {name: np.where(present, model.layer_cost(layer), 0).reshape(shape) for name, model in models.items()}
+        return {name: np.where(present, summand(layer), 0).reshape(shape) for name, summand in summands.items()}
 
     def _specs(self) -> list[LayerSpec | None]:
         knobs = [self.space.knobs[axis] for axis in self.architecture]
@@ -83,7 +88,7 @@ class _SiteTable:
 
 
 class _Group:
-    """Sites that hang on the same knobs, or on some of them: one table of their summed costs.
+    """Sites that hang on the same knobs, or on some of them: one table of each of their sums.
 
     Attributes:
         axes: positions of the knobs, ascending.
@@ -95,11 +100,17 @@ class _Group:
         self.tables: dict[str, Array] = {name: np.zeros(math.prod(self.sizes), dtype=np.int64) for name in names}
 
     def add(self, axes: tuple[int, ...], costs: Mapping[str, Array]) -> None:
-        """Add a site's costs, an array with a dimension for each of ``axes``, which are among the group's."""
+        """Add a site's sums, an array with a dimension for each of ``axes``, which are among the group's."""
         shape = [size if axis in axes else 1 for axis, size in zip(self.axes, self.sizes, strict=True)]
         for name, cost in costs.items():
             spread = np.broadcast_to(cost.reshape(shape), self.sizes).reshape(-1)
             self.tables[name] = self.tables[name] + spread
+
+    def along(self, name: str) -> Iterator[tuple[int, Array]]:
+        """Yield each of ``axes`` with the table of a sum as ``[others, num_choices]`` along it."""
+        whole = self.tables[name].reshape(self.sizes)
+        for i, (axis, size) in enumerate(zip(self.axes, self.sizes, strict=True)):
+            yield axis, np.moveaxis(whole, i, -1).reshape(-1, size)
 
     def rows(self, columns: Array) -> Array:
         """Return the position in the tables of each sample, ``[n]``; ``columns``: ``[num_knobs, n]``."""
@@ -124,15 +135,17 @@ class CostTable:
     def __init__(self, space: SearchSpace, models: Mapping[str, CostModel]) -> None:
         self.space = space
         self.models = dict(models)
+        self._averages = frozenset(name for name, model in models.items() if isinstance(model, AverageCost))
+        summands = _summands(self.models)
         self._groups: list[_Group] = []
         sites = [_SiteTable(space, site) for site in space.sites]
         for site in sorted(sites, key=lambda site: -len(site.axes)):  # whatever can take others in comes first
             homes = (group for group in self._groups if set(site.axes) <= set(group.axes))
             group = next(homes, None)
             if group is None:
-                group = _Group(space, site.axes, list(self.models))
+                group = _Group(space, site.axes, list(summands))
                 self._groups.append(group)
-            group.add(site.axes, site.costs(self.models))
+            group.add(site.axes, site.sums(summands))
 
     def costs(self, indices: Indices, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return, by cost name, the costs of the samples, ``[n]``.
@@ -147,20 +160,102 @@ class CostTable:
 
     def _chunk(self, indices: Indices, names: Sequence[str]) -> dict[str, Array]:
         columns = np.ascontiguousarray(indices.T, dtype=np.intp)
-        totals: dict[str, Array] = {name: np.zeros(len(indices), dtype=np.int64) for name in names}
+        wanted = self._sums(names)
+        totals: dict[str, Array] = {name: np.zeros(len(indices), dtype=np.int64) for name in wanted}
         for group in self._groups:
             rows = group.rows(columns)
-            for name in names:
+            for name in wanted:
                 totals[name] = totals[name] + group.tables[name].take(rows)
-        return totals
+        return {name: self._cost(name, totals) for name in names}
+
+    def depends_on(self, name: str) -> tuple[int, ...]:
+        """Return the positions of the knobs that change this cost in some sample, ascending."""
+        found: set[int] = set()
+        for group in self._groups:
+            for total in self._sums([name]):
+                found |= {axis for axis, along in group.along(total) if (along != along[:, :1]).any()}
+        return tuple(sorted(found))
+
+    def effects(self, name: str) -> list[Array]:
+        """Return for each knob ``[num_choices]`` how far each choice moves the mean cost of uniform samples.
+
+        Exact for a sum over layers; of an average of sums ``a / b``, what moves ``E[a] / E[b]`` to first order.
+        """
+        cost, moved = self._mean_moves(name)
+        if name not in self._averages:
+            return moved
+        weight, by = self._mean_moves(name + _WEIGHT)
+        if weight == 0:
+            return [np.zeros(len(knob.choices)) for knob in self.space.knobs]
+        return [(a - cost / weight * b) / weight for a, b in zip(moved, by, strict=True)]
+
+    def _mean_moves(self, total: str) -> tuple[float, list[Array]]:
+        """Return the mean of a sum over uniform samples, and how far each choice of each knob moves it."""
+        mean, moved = 0.0, [np.zeros(len(knob.choices)) for knob in self.space.knobs]
+        for group in self._groups:
+            mean += float(group.tables[total].mean())
+            for axis, along in group.along(total):
+                moved[axis] += along.mean(0) - along.mean()
+        return mean, moved
+
+    def terms(self, name: str) -> tuple[list[Array], int] | None:
+        """Return a cost as one term a knob, ``[num_choices]`` integers to be added up, and what divides their sum.
+
+        Returns:
+            ``None`` where the cost is no such sum, because knobs change it together or change an average's weights.
+        """
+        divisor = 1
+        if name in self._averages:
+            weights = [group.tables[name + _WEIGHT] for group in self._groups]
+            if any((weight != weight[0]).any() for weight in weights):
+                return None
+            divisor = int(sum(weight[0] for weight in weights)) or 1
+        terms = [np.zeros(len(knob.choices), dtype=np.int64) for knob in self.space.knobs]
+        for group in self._groups:
+            whole, base = group.tables[name].reshape(group.sizes), group.tables[name][0]
+            added = np.full(group.sizes, base)
+            for i, axis in enumerate(group.axes):
+                line = whole[tuple(slice(None) if j == i else 0 for j in range(whole.ndim))] - base
+                terms[axis] = terms[axis] + line
+                added = added + line.reshape([-1 if j == i else 1 for j in range(whole.ndim)])
+            if (added != whole).any():
+                return None
+            terms[0] = terms[0] + base  # what is fixed is counted with the first knob
+        return terms, divisor
+
+    def _sums(self, names: Sequence[str]) -> list[str]:
+        return [*names, *(name + _WEIGHT for name in names if name in self._averages)]
+
+    def _cost(self, name: str, totals: Mapping[str, Array]) -> Array:
+        if name not in self._averages:
+            return totals[name]
+        weight = totals[name + _WEIGHT]
+        return np.where(weight == 0, 0.0, totals[name] / np.maximum(weight, 1))
 
 
-def cost_of(layers: Sequence[LayerSpec], model: CostModel) -> int:
-    """Return the cost of one subnet, given its layers."""
-    return sum(int(model.layer_cost(layer)) for layer in layers)
+def _summands(models: Mapping[str, CostModel]) -> dict[str, Callable[[Any], Any]]:
+    """Return what is to be summed over layers, by name: every cost, and the weights of those that are averages."""
+    found: dict[str, Callable[[Any], Any]] = {name: model.layer_cost for name, model in models.items()}
+    weights = {name + _WEIGHT: model.layer_weight for name, model in models.items() if isinstance(model, AverageCost)}
+    return found | weights
 
 
-def sample_costs(space: SearchSpace, models: Mapping[str, CostModel], sample: Mapping[str, Value]) -> dict[str, int]:
+def usual(models: Mapping[str, CostModel], asked: Iterable[str] = ()) -> dict[str, CostModel]:
+    """Return the models that are computed for every subnet: those not on request, and those that are asked for."""
+    wanted = set(asked)
+    return {name: m for name, m in models.items() if name in wanted or not getattr(m, "on_request", False)}
+
+
+def cost_of(layers: Sequence[LayerSpec], model: CostModel) -> float:
+    """Return the cost of one subnet, given its layers: an ``int``, or the ``float`` that an average is."""
+    cost = sum(int(model.layer_cost(layer)) for layer in layers)
+    if not isinstance(model, AverageCost):
+        return cost
+    weight = sum(int(model.layer_weight(layer)) for layer in layers)
+    return cost / weight if weight else 0.0
+
+
+def sample_costs(space: SearchSpace, models: Mapping[str, CostModel], sample: Mapping[str, Value]) -> dict[str, float]:
     """Return every cost of one sample."""
     layers = space.layers(sample)
     return {name: cost_of(layers, model) for name, model in models.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qnas.costs import sample_costs
+from qnas.costs import sample_costs, usual
 from qnas.data import Data, Split, batches
 from qnas.deploy.rounding import round_biases
 from qnas.nn.subnet import Subnet
@@ -81,6 +81,7 @@ class Evaluator:
         settings: see there.
         device: where subnets are calibrated and measured; the supernet and extraction stay on the CPU.
         sized: batches that evaluators of the same data, settings and device share.
+        asked: names of costs that are computed only on request, to be computed for every subnet.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Evaluator:
         settings: EvaluatorSettings,
         device: torch.device | None = None,
         sized: SizedBatches | None = None,
+        asked: Iterable[str] = (),
     ) -> None:
         self.supernet = supernet
         self.device = device or torch.device("cpu")
@@ -100,6 +102,7 @@ class Evaluator:
         self.task = task
         self.calibrators = tuple(calibrators)
         self.costs = dict(costs)
+        self.usual = usual(costs, asked)
         self.settings = settings
         self._calibration = data.train.subset(settings.calibration_images, settings.seed, "calibration")
         self._sized: SizedBatches = {} if sized is None else sized
@@ -169,7 +172,7 @@ class Evaluator:
         outputs = self.outputs(subnet, split)
         correct = self.task.correct(outputs, part.labels).numpy()
         metrics: dict[str, float] = {self.task.metric: float(correct.mean())}
-        metrics.update(sample_costs(self.supernet.space, self.costs, subnet.sample))
+        metrics.update(sample_costs(self.supernet.space, self.usual, subnet.sample))
         return Evaluation(metrics, correct)
 
     def outputs(self, subnet: Subnet, split: str) -> Tensor:

@@ -209,7 +209,7 @@ def _stage(
     with run.processes.leading():
         for start in range(0, len(samples), run.processes.size):  # a round at a time: no more is lost when stopped
             part = samples[start : start + run.processes.size]
-            metrics += measure(run.store, evaluator, run.processes, part, "search")
+            metrics += measure(run.store, evaluator, run.processes, part, "search", (settings.cost,))
             run.recorder.record("insight", {"done": len(metrics), "new": len(part), **where})
     scores, costs = (np.array([m[name] for m in metrics], dtype=np.float64) for name in (metric, settings.cost))
     if costs.min() <= 0:

@@ -24,6 +24,8 @@ class LayerSpec:
         w_bits: bit-width of the weights; :data:`FLOAT_BITS` where they stay in float.
         a_bits: bit-width of the input activations (of the tensor itself for ``quantize``), likewise.
         w_zero_points: whether the weights' grid is asymmetric: a zero point for each output channel is stored.
+        w_fixed, a_fixed: whether the space fixes these bits (first and last layer, grids), so that no sample chooses
+            them. Averages of bit-widths leave such layers out.
     """
 
     name: str
@@ -37,6 +39,8 @@ class LayerSpec:
     w_bits: int = FLOAT_BITS
     a_bits: int = FLOAT_BITS
     w_zero_points: bool = False
+    w_fixed: bool = False
+    a_fixed: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -44,6 +48,11 @@ class LayerSpec:
         if self.kind == "quantize":
             return 0
         return self.out_channels * (self.in_channels // self.groups) * self.kernel_size**2
+
+    @property
+    def in_size(self) -> int:
+        """Height and width of the (square) input, in pixels: what a stride that divides it makes ``out_size`` of."""
+        return self.out_size * self.stride
 
     @property
     def macs(self) -> int:

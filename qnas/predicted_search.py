@@ -54,6 +54,7 @@ class PredictedSearch(Search):
         self.kept: list[Trial] = []
         self._chosen = False
         super().__init__(store, evaluator, settings, make_strategy, recorder, processes)
+        self._costs = [name for name in self.asked if name in evaluator.costs]
 
     def _identity(self) -> dict[str, Any]:
         fitted = {name: value for name, value in self.fitted.items() if name != "score"}
@@ -95,7 +96,7 @@ class PredictedSearch(Search):
         space = self.evaluator.supernet.space
         indices = space.indices(samples)
         metrics = {self.evaluator.task.metric: predict(self.predictor, space, indices)}
-        metrics |= self.feasible.table.costs(indices)
+        metrics |= self.feasible.table.costs(indices, list(dict.fromkeys([*self.evaluator.usual, *self._costs])))
         found = []
         for i, sample in enumerate(samples):
             own = {name: values[i].item() for name, values in metrics.items()}

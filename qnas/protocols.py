@@ -107,7 +107,11 @@ class RangeCalibrator(Protocol):
 
 @runtime_checkable
 class CostModel(Protocol):
-    """A cost that is a sum over layers."""
+    """A cost that is a sum over layers.
+
+    With ``on_request = True`` it is computed and shown only where an objective, a constraint or a command names it;
+    without this attribute always.
+    """
 
     direction: str  # "min" or "max"
     unit: str
@@ -118,6 +122,17 @@ class CostModel(Protocol):
         ``layer`` is a :class:`~qnas.layers.LayerSpec` or a :class:`~qnas.costs.LayerColumns` with the same attributes
         as arrays ``[n]``: use integer arithmetic only, no branches on numbers.
         """
+
+
+@runtime_checkable
+class AverageCost(CostModel, Protocol):
+    """A cost that is an average over layers: the sum of ``layer_cost`` over the sum of ``layer_weight``.
+
+    Both are whole numbers, so that the average is one division of exact sums; 0 where the weights sum to 0.
+    """
+
+    def layer_weight(self, layer: Any) -> Any:
+        """Return one layer's weight, 0 for a layer that does not count; ``layer`` as for ``layer_cost``."""
 
 
 @dataclass(frozen=True)

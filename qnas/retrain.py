@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qnas import components
 from qnas.alone import AloneSettings, alone_directory, train_alone
 from qnas.config import RunConfig
+from qnas.costs import usual
 from qnas.errors import ConfigError, StoreError
 from qnas.files import write_json
 from qnas.hypervolume import objective_box
@@ -178,6 +179,6 @@ def at_bits(space: SearchSpace, sample: Mapping[str, Any], bits: int) -> Sample:
 
 def _box(run: Run) -> dict[str, Any]:
     """Return the box of hypervolumes in all metrics, so that any comparison finds its own there."""
-    costs = components.cost_models(run.registry)
+    costs = usual(components.cost_models(run.registry), components.asked_metrics(run.registry, run.config))
     metric = run.registry.load("task", run.config.task)().metric
     return objective_box(run.space, costs, metric, named_objectives([metric, *costs], metric, costs)).to_json()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qnas.constraints import FeasibleSet, parse_constraint, total_violation
-from qnas.costs import CostTable, sample_costs
+from qnas.costs import CostTable, sample_costs, usual
 from qnas.errors import ConfigError, ConstraintError, unknown_name
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json
@@ -99,6 +99,7 @@ class Search:
         metric = evaluator.task.metric
         self.objectives = named_objectives(settings.objectives, metric, evaluator.costs)
         self.constraints = [parse_constraint(text, [metric, *evaluator.costs]) for text in settings.constraints]
+        self.asked = (*settings.objectives, *(constraint.name for constraint in self.constraints))
         self.feasible = FeasibleSet(CostTable(space, evaluator.costs), self.constraints, settings.seed)
         problem = SearchProblem(space, self.objectives, self.feasible.draw, self.feasible.repair, settings.seed)
         self.strategy: Strategy = make_strategy(problem)
@@ -143,9 +144,9 @@ class Search:
         space = self.evaluator.supernet.space
         key = space.key(sample)
         if evaluation is None:
-            metrics = _stored_metrics(self.store, self.evaluator, sample, cache_key)
+            metrics = _stored_metrics(self.store, self.evaluator, sample, cache_key, self.asked)
         else:
-            metrics = evaluation.metrics
+            metrics = _with_costs(evaluation.metrics, self.evaluator, sample, self.asked)
         trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
         self._learn(trial)
         self.pending.pop(0)
@@ -190,7 +191,8 @@ class Search:
         """Report the front on the test split, choose one point, and write ``front.json``; return what it holds."""
         found = self.front()
         samples = [trial.sample for trial in found]
-        tests = measure(self.store, self.evaluator, self.processes, samples, "test")  # only now, after selection
+        # Only now, after selection.
+        tests = measure(self.store, self.evaluator, self.processes, samples, "test", self.asked)
         points = [self._point(*pair) for pair in zip(found, tests, strict=True)]
         metric = self.evaluator.task.metric
         value = {
@@ -244,9 +246,23 @@ class Search:
 
 
 def measure(
-    store: RunDirectory, evaluator: Evaluator, processes: Processes, samples: Sequence[Sample], split: str
+    store: RunDirectory,
+    evaluator: Evaluator,
+    processes: Processes,
+    samples: Sequence[Sample],
+    split: str,
+    asked: Sequence[str] = (),
 ) -> list[dict[str, float]]:
-    """Return the metrics of subnets on a split, those that were judged before from the store."""
+    """Return the metrics of subnets on a split, those that were judged before from the store.
+
+    Args:
+        store: of the run.
+        evaluator: judges what was not judged before.
+        processes: those that judge.
+        samples: the subnets.
+        split: ``search`` or ``test``.
+        asked: costs that are wanted though they are computed only on request.
+    """
     keys = [evaluator.cache_key(sample, split) for sample in samples]
     new = [(sample, key) for sample, key in zip(samples, keys, strict=True) if store.cached(key) is None]
     found = processes.map(evaluator.judge, [(sample, split) for sample, _ in new])
@@ -254,14 +270,23 @@ def measure(
         for (sample, key), evaluation in zip(new, found, strict=True):
             name = evaluator.supernet.space.key(sample)
             store.put_evaluation(key, name, split, evaluation.metrics, evaluation.num_images, evaluation.packed())
-    return [_stored_metrics(store, evaluator, sample, key) for sample, key in zip(samples, keys, strict=True)]
+    return [_stored_metrics(store, evaluator, sample, key, asked) for sample, key in zip(samples, keys, strict=True)]
 
 
-def _stored_metrics(store: RunDirectory, evaluator: Evaluator, sample: Sample, cache_key: str) -> dict[str, float]:
+def _stored_metrics(
+    store: RunDirectory, evaluator: Evaluator, sample: Sample, cache_key: str, asked: Sequence[str]
+) -> dict[str, float]:
     """Return stored metrics, with the costs of models that were installed since then."""
     stored = store.cached(cache_key)
     assert stored is not None
-    return {**stored[0], **sample_costs(evaluator.supernet.space, evaluator.costs, sample)}
+    hidden = evaluator.costs.keys() - usual(evaluator.costs, asked).keys()  # asked for by another search
+    return _with_costs({n: v for n, v in stored[0].items() if n not in hidden}, evaluator, sample, asked)
+
+
+def _with_costs(
+    metrics: dict[str, float], evaluator: Evaluator, sample: Sample, asked: Sequence[str]
+) -> dict[str, float]:
+    return {**metrics, **sample_costs(evaluator.supernet.space, usual(evaluator.costs, asked), sample)}
 
 
 def choose(points: Sequence[Trial], metric: str, objectives: Sequence[Objective]) -> Trial:

@@ -348,7 +348,14 @@ class SearchSpace(ABC):
         assert w_bits is not None
         assert a_bits is not None
         zero_points = self.scheme.w_zero_points and spec.kind != "quantize" and w_bits < FLOAT_BITS
-        return replace(spec, w_bits=w_bits, a_bits=a_bits, w_zero_points=zero_points)
+        return replace(
+            spec,
+            w_bits=w_bits,
+            a_bits=a_bits,
+            w_zero_points=zero_points,
+            w_fixed=w_label is None,
+            a_fixed=a_label is None,
+        )
 
     def bit_labels(self, site: str) -> tuple[str | None, str | None]:
         """Return the knobs that set the weight and activation bits of a site; ``None`` where they are fixed."""

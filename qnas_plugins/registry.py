@@ -62,6 +62,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "The first subnet learns the labels, each other from the one before (Any-Precision)",
     )
     yield ComponentSpec(
+        "sampler",
+        "monte-carlo",
+        "qnas_plugins.samplers.monte_carlo:MonteCarloSampler",
+        "Wanted average bit-widths, by default all of them evenly (MultiQuant)",
+    )
+    yield ComponentSpec(
         "supervision",
         "adaptive-label",
         "qnas_plugins.supervisions.adaptive:AdaptiveLabel",
@@ -118,6 +124,11 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "BitOPs / 64, and MACs of float layers: what OQAT's code prints as FLOPs",
     )
     yield ComponentSpec("cost", "size_bytes", "qnas_plugins.costs.size:SIZE_BYTES", "Bytes of the bit-packed model")
+    for role, what in (("w_bits", "weights"), ("a_bits", "activations")):
+        for weighting in ("", "_parameters", "_macs", "_features"):
+            target = f"qnas_plugins.costs.averages:{role.upper()}{weighting.upper()}"
+            by = weighting[1:] or "layers"
+            yield ComponentSpec("cost", f"avg_{role}{weighting}", target, f"Average bit-width of {what} by {by}")
     yield ComponentSpec(
         "dataset",
         "digits",

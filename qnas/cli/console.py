@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 TRIALS_A_LINE = 10  # when piped
 SAMPLES_A_LINE = 50
+COST_COLUMNS = 4  # of a front's table; more only where objectives and constraints name more
 
 
 def stdout_console() -> Console:
@@ -167,10 +169,14 @@ def print_front(front: Mapping[str, Any]) -> None:
     """Print the front as a table."""
     from rich.table import Table
 
+    from qnas.constraints import plain_number
+
     metric = front["metric"]
-    first = [str(objective["name"]) for objective in front["objectives"]]
     known = sorted(front["points"][0]["metrics"]) if front["points"] else []
-    costs = [name for name in dict.fromkeys([*first, *known]) if name in known and name != metric]
+    limited = [name for name in known if any(re.match(rf"{name}\W", text) for text in front["constraints"])]
+    asked = dict.fromkeys([*(str(objective["name"]) for objective in front["objectives"]), *limited])
+    costs = [name for name in dict.fromkeys([*asked, *known]) if name in known and name != metric]
+    costs = costs[: max(COST_COLUMNS, len(asked.keys() - {metric}))]
     images = front["num_images"]
     table = Table(
         title=f"Front of {front['evaluations']} subnets ({front['search']}, stage {front['stage']})",
@@ -189,7 +195,7 @@ def print_front(front: Mapping[str, Any]) -> None:
             point["key"],
             f"{point['metrics'][metric]:.2%} ± {point['standard_error']:.2%}",
             f"{test[metric]:.2%} ± {test['standard_error']:.2%}",
-            *(f"{int(point['metrics'][name]):,}" for name in costs),
+            *(plain_number(point["metrics"][name]) for name in costs),
             "chosen" if chosen else "",
             style="bold" if chosen else None,
         )

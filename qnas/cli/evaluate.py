@@ -46,6 +46,7 @@ def command(
     from qnas.cli import console
     from qnas.cli.session import open_session
     from qnas.config import read_toml
+    from qnas.constraints import plain_number
     from qnas.statistics import standard_error
 
     with open_session(params, quiet=quiet or as_json) as session:
@@ -66,5 +67,5 @@ def command(
             return
         click.echo(f"{key} on {len(evaluation.correct)} images of the {split} split, after stage {choice.stage}:")
         for name, number in evaluation.metrics.items():
-            shown = f"{number:.2%} ± {error:.2%}" if name == metric else f"{int(number):,}"
+            shown = f"{number:.2%} ± {error:.2%}" if name == metric else plain_number(number)
             click.echo(f"  {name:12} {shown}")

@@ -20,6 +20,7 @@ from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import Quantizer, SiteContext
 from qnas.nn.ranks import Ranks
 from qnas.protocols import (
+    AverageCost,
     Calibrator,
     CostModel,
     Dataset,
@@ -336,16 +337,21 @@ def check_predictor(cls: Callable[..., Predictor]) -> None:
 
 
 def check_cost(model: CostModel) -> None:
-    """Gives whole, non-negative numbers, the same for arrays as for single layers."""
+    """Gives non-negative numbers, whole ones or averages of them, the same for arrays as for single layers."""
     assert model.direction in ("min", "max"), "a direction is min or max"
     assert model.unit, "a cost needs a unit"
     space = toy_space()
     rows = space.draw(generator(0, "contract"), 20)
     many = CostTable(space, {"cost": model}).costs(rows)["cost"]
-    single = [cost_of(space.layers(space.sample(row)), model) for row in rows]
-    np.testing.assert_array_equal(many, single)
+    layers = [space.layers(space.sample(row)) for row in rows]
+    np.testing.assert_array_equal(many, [cost_of(sample, model) for sample in layers])
     assert (many >= 0).all(), "a cost must not be negative"
-    assert isinstance(cost_of([LayerSpec("x", "conv", 3, 4, 3)], model), int)
+    average = isinstance(model, AverageCost)
+    assert isinstance(cost_of([LayerSpec("x", "conv", 3, 4, 3)], model), float if average else int)
+    summed = [model.layer_cost, model.layer_weight] if isinstance(model, AverageCost) else [model.layer_cost]
+    for summand in summed:
+        values = [summand(layer) for sample in layers for layer in sample]
+        assert all(int(value) == value for value in values), "what is summed over layers must be whole numbers"
 
 
 def check_dataset(dataset: Dataset, **options: Any) -> None:

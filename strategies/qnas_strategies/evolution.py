@@ -16,6 +16,7 @@ from qnas.pareto import best_first
 from qnas.protocols import SearchProblem, State, Trial
 from qnas.rng import generator
 from qnas.space import Indices, Sample
+from qnas_strategies.breeding import cross, mutate, packed, unpacked
 
 TRIES = 200  # children bred in search of one that was not asked before
 
@@ -107,15 +108,8 @@ class Evolution:
             return self.problem.draw(rng, 1)[0]
         parents = space.indices([trial.sample for trial in self._generation[: self.num_parents]])
         if self._asked < round(self.mutation_share * self.population):
-            return self._mutate(parents[rng.integers(len(parents))], rng)
-        a, b = parents[rng.integers(len(parents), size=2)]
-        return np.where(rng.random(len(a)) < 0.5, a, b)
-
-    def _mutate(self, row: Indices, rng: np.random.Generator) -> Indices:
-        """Draw each knob anew with ``mutation_probability``, at least one."""
-        change = rng.random(len(row)) < self.mutation_probability
-        change[rng.integers(len(row))] = True
-        return np.where(change, self.problem.space.draw(rng, 1)[0], row)
+            return mutate(space, parents[rng.integers(len(parents))], rng, self.mutation_probability)
+        return cross(*parents[rng.integers(len(parents), size=2)], rng)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Add judged children to the generation under way."""
@@ -130,10 +124,7 @@ class Evolution:
             "told": self._told,
             "first": self._first,
             "seen": list(self._seen),
-            "generation": [
-                {"key": t.key, "sample": t.sample, "metrics": t.metrics, "violation": t.violation}
-                for t in self._generation
-            ],
+            "generation": packed(self._generation),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -143,6 +134,4 @@ class Evolution:
         self._told = int(state["told"])
         self._first = bool(state["first"])
         self._seen = list(state["seen"])
-        self._generation = [
-            Trial(t["key"], dict(t["sample"]), dict(t["metrics"]), float(t["violation"])) for t in state["generation"]
-        ]
+        self._generation = unpacked(state["generation"])

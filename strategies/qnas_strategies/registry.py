@@ -18,6 +18,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "strategy",
+        "genetic",
+        "qnas_strategies.genetic:Genetic",
+        "Elitists of all generations under targets such as average bit-widths, as MultiQuant searches",
+    )
+    yield ComponentSpec(
+        "strategy",
         "nsga2",
         "qnas_strategies.nsga2:NSGA2",
         "NSGA-II with pymoo's operators and sorting (Deb et al. 2002)",

@@ -41,3 +41,17 @@ def test_oqat_recipes(tmp_path):
     assert [run["name"] for run in value["runs"]] == ["nas-then-quantize-0", "search-then-retrain-0", "oqat-0"]
     assert all(run["image_passes"] > 0 for run in value["runs"])
     assert value["metric"] == "accuracy"
+
+
+def test_multiquant_sampling(tmp_path):
+    value = reproduce("multiquant_sampling.py", tmp_path)
+    assert len(value["spaces"]) == 2
+    for weightings in value["spaces"].values():
+        assert set(weightings) == {"layers", "parameters", "macs", "features"}
+        for found in weightings.values():
+            uniform, spread = (found["datasets"][kind]["w_bits"] for kind in ("uniform", "monte_carlo"))
+            assert min(spread) > 0 == min(uniform)
+            for rows in found["draws"].values():
+                assert all(row["monte_carlo_met"] == 1 and row["monte_carlo"] < 30 for row in rows)
+                assert rows[0]["exact"] > 50 * rows[0]["monte_carlo"]
+    assert (tmp_path / "out.md").read_text().count("Mean draws for one subnet") == 16

@@ -132,3 +132,35 @@ def test_whole_numbers_and_fractions_keep_their_kind():
     assert found["half"].dtype == np.float64
     want = [sum(layer.macs for layer in space.layers(space.sample(row))) / 2 for row in rows]
     np.testing.assert_array_equal(found["half"], want)
+
+
+class Mean(One):
+    """An average: of kernel sizes, by MACs; layers of other kinds than convolutions do not count."""
+
+    def layer_cost(self, layer):
+        return self.layer_weight(layer) * layer.kernel_size
+
+    def layer_weight(self, layer):
+        return layer.macs if layer.kind == "conv" else 0 * layer.macs
+
+
+@pytest.mark.parametrize("granularity", ["network", "layer"])
+def test_an_average_is_one_division_of_two_sums(granularity):
+    space = Awkward(QuantScheme((2, 4), (2, 8), granularity))
+    table = CostTable(space, {"mean": Mean(), "layers": One()})
+    rows = space.draw(generator(0, "costs"), 60)
+    found = table.costs(rows)
+    assert list(found) == ["mean", "layers"]
+    for row, mean, layers in zip(rows, found["mean"], found["layers"], strict=True):
+        specs = [layer for layer in space.layers(space.sample(row)) if layer.kind == "conv"]
+        assert mean == sum(s.macs * s.kernel_size for s in specs) / sum(s.macs for s in specs)
+        assert layers == len(space.layers(space.sample(row)))
+
+
+def test_costs_on_request_are_left_out_until_they_are_asked_for():
+    class Hidden(One):
+        on_request = True
+
+    models = {"layers": One(), "hidden": Hidden(), "other": Hidden()}
+    assert list(costs.usual(models)) == ["layers"]
+    assert list(costs.usual(models, ["hidden", "accuracy"])) == ["layers", "hidden"]

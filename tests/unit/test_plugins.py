@@ -15,18 +15,30 @@ from qnas.plugins import load_registry
 BUILT_IN = {
     "space": {"mbv1", "mbv2", "mbv3", "resnet18", "resnet20", "resnet50"},
     "quantizer": {"lsq", "minmax"},
-    "sampler": {"sandwich", "uniform"},
+    "sampler": {"lrh", "monte-carlo", "sandwich", "uniform"},
     "supervision": {"hard", "inplace-distillation"},
-    "calibrator": {"bn", "minmax", "percentile", "mse", "entropy"},
+    "calibrator": {"bn", "minmax", "percentile", "mse", "entropy", "lapq"},
     "strategy": {
-        *("evolution", "nsga2", "random"),
+        *("evolution", "genetic", "nsga2", "random"),
         *("optuna:tpe", "optuna:gp", "optuna:nsgaii", "optuna:nsgaiii", "optuna:qmc"),
     },
-    "cost": {"macs", "bitops", "oqat_flops", "size_bytes"},
+    "cost": {
+        *("macs", "bitops", "oqat_flops", "size_bytes"),
+        *(f"avg_{role}{by}" for role in ("w_bits", "a_bits") for by in ("", "_parameters", "_macs", "_features")),
+    },
     "dataset": {"digits", "files"},
     "task": {"classification"},
     "device": {"onnxruntime"},
-    "recipe": {"ofa-evolution", "oqat", "nas-then-quantize", "search-then-retrain", "ptq"},
+    "recipe": {
+        "ofa-evolution",
+        "oqat",
+        "nas-then-quantize",
+        "search-then-retrain",
+        "ptq",
+        "multiquant",
+        "anyprecision",
+        "robustquant",
+    },
 }
 
 

@@ -17,6 +17,7 @@ from qnas.protocols import Objective, Trial
 from qnas.rng import generator
 from qnas.search import choose, named_objectives
 from qnas.statistics import unpack_correct
+from tests.chains import Chain, averages, every_sample
 
 OBJECTIVES = (Objective("accuracy", "max"), Objective("bitops", "min"))
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
@@ -151,3 +152,31 @@ def test_a_window_around_a_known_subnet_is_found(table):
         windows = (f"macs<={macs * 1.02}", f"macs>={macs * 0.98}", f"size_bytes<={size * 1.02}")
         feasible = constrain(table, *windows, f"size_bytes>={size * 0.98}")
         assert (feasible.violation(feasible.draw(generator(seed, "draw"), 3)) == 0).all()
+
+
+def test_rare_samples_come_from_conditional_marginals():
+    bits = tuple(range(2, 9))
+    space = Chain(w_bits=bits, a_bits=bits)
+    table = CostTable(space, averages("macs"))
+    feasible = FeasibleSet(table, [parse_constraint(text, ["w", "a"]) for text in ("w<=2.6", "a<=2.6", "a>=2.1")], 0)
+    assert {name: str(window) for name, window in feasible.windows().items()} == {
+        "w": "at most 2.6",
+        "a": "from 2.1 to 2.6",
+    }
+    rows = feasible.draw(generator(0, "rare"), 300)
+    assert (feasible.violation(rows) == 0).all()
+    np.testing.assert_array_equal(FeasibleSet(table, feasible.constraints, 0).draw(generator(0, "rare"), 300), rows)
+    every = every_sample(space)
+    inside = every[feasible.violation(every) == 0]
+    for knob in range(rows.shape[1]):  # repair would pull all samples to one
+        want = np.bincount(inside[:, knob], minlength=7) / len(inside)
+        np.testing.assert_allclose(np.bincount(rows[:, knob], minlength=7) / len(rows), want, atol=0.15)
+
+
+def test_samples_that_are_not_rare_stay_uniform():
+    space = Chain()
+    feasible = FeasibleSet(CostTable(space, averages("macs")), [parse_constraint("w<=4", ["w"])], 0)
+    drawn = space.draw(generator(0, "often"), 40)
+    want = drawn[feasible.violation(drawn) == 0][:20]
+    np.testing.assert_array_equal(feasible.draw(generator(0, "often"), 20), want)
+    assert feasible._monte_carlo is None
