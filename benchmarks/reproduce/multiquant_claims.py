@@ -99,9 +99,9 @@ def mixed(run: Run, quick: bool) -> Json:
     samples, evaluations, measured = (24, 60, 3) if quick else (600, 5000, 10)
     targets = (4,) if quick else TARGETS
     found: Json = {"predictors": {}, "searched": {}}
-    for sampler in ("uniform", "monte-carlo"):
+    for sampler in ("uniform", "monte-carlo"):  # the last one is searched on
         settings = run.config.predictor.model_copy(
-            update={"sampler": sampler, "samples": samples if sampler == "monte-carlo" or quick else samples // 2}
+            update={"sampler": sampler, "samples": samples if sampler == "monte-carlo" or quick else samples // 3}
         )
         found["predictors"][sampler] = _predictor(run, settings)
     for target in targets:
