@@ -40,7 +40,10 @@ def step_of(processes, folding, quantizer):
             "compile": False,
             "space": {"options": {"se": False, "depths": (1,), "kernels": (3,), "resolutions": (16,)}},
             "quantization": {"weight_quantizer": quantizer, "act_quantizer": quantizer, "folding": folding},
-            "train": {"float_epochs": 0, "epochs": 1, "batch_size": 64, "num_subnets": 3, "clip_norm": 1e9},
+            "train": {
+                **{"float_epochs": 0, "epochs": 1, "batch_size": 64, "num_subnets": 3, "clip_norm": 1e9},
+                **({"sampler": "lrh", "supervision": "adaptive-label"} if quantizer == "multiquant" else {}),
+            },
         }
     )
     registry = load_registry()
@@ -57,6 +60,8 @@ def step_of(processes, folding, quantizer):
     found = {f"grad.{name}": p.grad for name, p in supernet.named_parameters() if p.grad is not None}
     found |= {f"state.{name}": value.clone() for name, value in supernet.named_buffers()}
     found["losses"] = torch.tensor([*losses, norm])
+    trainer.supervision.end_epoch(processes.ranks)
+    found |= {f"supervision.{name}": value for name, value in trainer.supervision.state_dict().items()}
     return {name: value.contiguous() for name, value in found.items()}
 
 
@@ -81,7 +86,9 @@ def run(*command, cwd, ok=True, **variables):
     return done
 
 
-@pytest.mark.parametrize(("folding", "quantizer"), [("none", "lsq"), ("batch", "lsq"), ("none", "minmax")])
+@pytest.mark.parametrize(
+    ("folding", "quantizer"), [("none", "lsq"), ("batch", "lsq"), ("none", "minmax"), ("none", "multiquant")]
+)
 def test_gradients_of_two_processes_are_those_of_one(tmp_path, folding, quantizer):
     from qnas.processes import Processes
 
@@ -90,6 +97,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, folding, quantize
     one = step_of(Processes(), folding, quantizer)
     assert first.keys() == second.keys() == one.keys()
     assert sum(name.startswith("grad.") for name in one) > 30
+    assert ("supervision.labels" in one) == (quantizer == "multiquant")  # adaptive labels of the whole batch
     for name, want in one.items():
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
         atol = 1e-5 * float(want.double().abs().max()) + 1e-9  # losses are computed in float32

@@ -26,6 +26,7 @@ BUILT_IN = {
         *("macs", "bitops", "oqat_flops", "size_bytes"),
         *(f"avg_{role}{by}" for role in ("w_bits", "a_bits") for by in ("", "_parameters", "_macs", "_features")),
     },
+    "predictor": {"mlp"},
     "dataset": {"digits", "files"},
     "task": {"classification"},
     "device": {"onnxruntime"},
