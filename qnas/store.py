@@ -11,6 +11,7 @@ RUN/
   searches/NN-name/      front.json
   alone/KEY-START-ID/    stages/, result.json of a subnet that was trained by itself
   retrain.json           which of those are searched points that were trained again
+  predictors/STAGE/      samples.json, predictor.safetensors, predictor.json: a predictor of accuracy and its score
   insights.json          what good subnets prefer at each training stage
   ranks/                 comparisons of the supernet's ranking with training alone
   tensorboard/           events, by --tensorboard

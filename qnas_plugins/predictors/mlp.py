@@ -18,7 +18,7 @@ from torch import nn
 from qnas.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
-BATCH = 4096  # predictions at once
+BATCH = 1024  # predictions at once: what passes between two layers stays in the processor's cache
 
 
 class MLP:
