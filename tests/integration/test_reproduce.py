@@ -55,3 +55,21 @@ def test_multiquant_sampling(tmp_path):
                 assert all(row["monte_carlo_met"] == 1 and row["monte_carlo"] < 30 for row in rows)
                 assert rows[0]["exact"] > 50 * rows[0]["monte_carlo"]
     assert (tmp_path / "out.md").read_text().count("Mean draws for one subnet") == 16
+
+
+def test_multiquant(tmp_path):
+    arms = ("--arms", "qat-2,adaptive,anyprecision,robustquant")
+    first = reproduce("multiquant.py", tmp_path, *arms, "--parts", "train")
+    assert not first["summary"]["uniform"]
+    value = reproduce("multiquant.py", tmp_path, *arms)
+    found = value["seeds"]["0"]
+    passes = {arm: at["passes"] for arm, at in found["arms"].items()}
+    assert passes == {arm: at["passes"] for arm, at in first["seeds"]["0"]["arms"].items()}  # nothing is trained again
+    assert passes["base"] < passes["qat-2"] < passes["adaptive"]
+    assert set(found["arms"]["qat-2"]["uniform"]["recalibrated"]) == {"2"}
+    assert set(found["arms"]["anyprecision"]["uniform"]["recalibrated"]) == {"2", "4", "8"}
+    assert set(found["arms"]["adaptive"]["competition"]) == {"history", "hard", "adaptive"}
+    at = found["mixed"]["searched"]["4"]
+    assert at["mixed"]["bitops"] < 1.4 * at["uniform"]["bitops"]
+    assert sum(at["w_bits"]) <= 4 * len(at["w_bits"])
+    assert (tmp_path / "out.md").read_text().count("### ") == 6
