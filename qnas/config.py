@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qnas.errors import ConfigError, unknown_name
 
@@ -129,6 +129,12 @@ class SearchConfig(_Section):
     options: dict[str, Any] = {}
     predictor: str | None = Field(default=None, description="search on predictions; `evaluations` counts them")
     measured: int = Field(default=20, ge=1, description="best predicted subnets that are judged at the end")
+
+    @field_validator("predictor")
+    @classmethod
+    def _none(cls, value: str | None) -> str | None:
+        """Read ``none``, since TOML and flags have no other word for it."""
+        return None if value == "none" else value
 
 
 class PredictorConfig(_Section):

@@ -189,7 +189,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("search.predictor",),
         SEARCHING,
         ("--predictor",),
-        {"help": "Search on predictions, such as mlp's; the best subnets are judged."},
+        {"help": "Search on predictions, such as mlp's; the best subnets are judged. `none`: measure all."},
     ),
     "measured": (
         ("search.measured",),

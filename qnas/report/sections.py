@@ -39,8 +39,19 @@ def tiles(data: ReportData) -> Markup:
         ]
         export = data.export_of(point["key"])
         shown.append(_retrained_tile(data) if export is None and data.retrained else _verified_tile(export))
-    shown.append(_tile("Evaluations", count(evaluations), many(len(data.points), "point") + " on the front"))
+    shown.append(_tile("Evaluations", count(evaluations), _searched(data)))
     return join(shown, "\n")
+
+
+def _searched(data: ReportData) -> str:
+    """Return how many points the front has and, where a predictor led there, how far that is to be believed."""
+    points = many(len(data.points), "point") + " on the front"
+    used = data.front.get("predictor")
+    if not used:
+        return points
+    tau = number((used.get("score") or {}).get("kendall_tau") or {}, "value")
+    said = "" if tau is None else f" (held-out Kendall tau {tau:.2f})"
+    return f"{points}; the best of {count(used.get('evaluations'))} predictions by {used.get('name', MISSING)}{said}"
 
 
 def _tile(name: str, value: object, note: object, kind: str = "") -> Markup:

@@ -201,3 +201,19 @@ def test_the_noise_ceiling_is_that_of_the_images():
     assert sharp["rmse"] == pytest.approx(np.sqrt(np.mean((true - many.mean(1)) ** 2)))
     flat = score(np.full(40, 0.5), true, many, 0)
     assert flat["pearson"] == flat["kendall_tau"]["value"] == 0.0
+
+
+def test_none_measures_every_subnet(searched, registry, tmp_path):
+    path = shutil.copytree(searched[0], tmp_path / "run")
+    with Run.open(path, registry) as run:
+        front = run.search(config(strategy="random", predictor="none", evaluations=3))
+    assert front["evaluations"] == 3
+    assert "predictor" not in front
+
+
+def test_the_report_says_that_predictions_led_to_the_front(searched, registry, tmp_path):
+    path = shutil.copytree(searched[0], tmp_path / "run")
+    with Run.open(path, registry) as run:
+        run.report()
+    tau = searched[1]["predictor"]["score"]["kendall_tau"]["value"]
+    assert f"the best of 90 predictions by mlp (held-out Kendall tau {tau:.2f})" in (path / "report.html").read_text()
