@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qnas.components import make
-from qnas.config import PredictorConfig
+from qnas.config import PredictorConfig, RunConfig
 from qnas.errors import ConfigError, StoreError
 from qnas.files import write_atomically, write_json
 from qnas.protocols import Predictor
@@ -62,6 +62,15 @@ def draw_samples(registry: Registry, space: SearchSpace, settings: PredictorConf
         in_vain = in_vain + 1 if len(found) == before else 0
         chunk += 1
     return list(found.values())[: settings.samples]
+
+
+def check_predictor(registry: Registry, config: RunConfig) -> None:
+    """Raise ``ConfigError`` or ``PluginError`` for what would stop a search on predictions later."""
+    settings, name = config.predictor, config.search.predictor
+    options = settings.options if name == settings.name else {}
+    make(registry.load("predictor", str(name)), f"predictor {name!r}", "predictor.options", options, seed=0)
+    sampler, section = f"sampler {settings.sampler!r}", "predictor.sampler_options"
+    make(registry.load("sampler", settings.sampler), sampler, section, settings.sampler_options)
 
 
 @dataclass(frozen=True)
@@ -273,15 +282,17 @@ class StagePredictor:
         return SPEED_SAMPLES / least
 
     def ready(self) -> Json:
-        """Return the score of the fitted predictor of these settings; build and fit what is not there yet."""
+        """Return the score of the fitted predictor of this name; build and fit what is not there yet.
+
+        Samples that were judged, and a fit to all of them, are taken as they are, whatever settings made them: those of
+        ``qnas predictor`` win over the run's.
+        """
         if not (self.folder / SAMPLES).is_file():
             self.build()
         judged = self.judged()
-        stored = self.run.store.read_json(self.folder / SCORE, {})
-        wanted = self._identity(judged)
-        if (self.folder / WEIGHTS).is_file() and {name: stored.get(name) for name in wanted} == wanted:
-            return dict(stored)
-        return self.fit()
+        stored: Json = self.run.store.read_json(self.folder / SCORE, {})
+        same = stored.get("name") == self.settings.name and stored.get("samples") == judged.identity
+        return stored if same and (self.folder / WEIGHTS).is_file() else self.fit()
 
 
 def replace_settings(settings: PredictorConfig, name: str, options: Mapping[str, Any]) -> PredictorConfig:

@@ -52,6 +52,12 @@ class Supervision(Protocol):
     ``[train.supervision_options]`` as keywords.
     """
 
+    def begin_stage(self, quantized: bool, epoch: int) -> None:
+        """Start a stage of training, or go on with one of which ``epoch`` epochs are done (0: it begins).
+
+        ``quantized``: whether any quantizer is on in it.
+        """
+
     def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Start a step. ``images``: ``[N, C, S, S]`` normalised, as a teacher needs them; ``labels``: ``[N]``."""
 

@@ -17,7 +17,7 @@ from qnas.choice import find
 from qnas.config import RunConfig, load_config, read_toml
 from qnas.data import Data
 from qnas.environment import environment
-from qnas.errors import ConstraintError, StoreError
+from qnas.errors import ConstraintError, PluginError, StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
 from qnas.initial import file_digest, load_initial_weights
@@ -168,8 +168,20 @@ class Run:
             self.check_search(config, stages[name])
         check_retrain(config, registry)
         supernet = components.build_supernet(registry, config, self.space, self.data)
+        self._check_ranges(supernet)
         if config.train.init is not None:
             load_initial_weights(supernet, Path(config.train.init))
+
+    def _check_ranges(self, supernet: Supernet) -> None:
+        """Raise ``PluginError`` where a stage's calibrator meets a quantizer that takes no range."""
+        for stage in components.make_stages(self.config):
+            for quantizer in supernet.quantizers() if stage.calibrator else ():
+                if quantizer.site.role in stage.quantized_roles and not quantizer.takes_ranges:
+                    raise PluginError(
+                        f"Stage {stage.name!r} sets ranges by calibrator {stage.calibrator!r}, but quantizer "
+                        f"{type(quantizer).__name__} at {quantizer.site.name!r} takes none. Leave the calibrator out, "
+                        "or choose another quantizer."
+                    )
 
     def check_search(self, config: RunConfig, space: SearchSpace) -> None:
         """Check objectives, constraints and strategy of a configuration without a supernet.
@@ -193,8 +205,9 @@ class Run:
                     f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
                 )
         if config.search.predictor is not None:
-            self.registry.load("predictor", config.search.predictor)
-            self.registry.load("sampler", config.predictor.sampler)
+            from qnas.predictor import check_predictor
+
+            check_predictor(self.registry, config)
         feasible = FeasibleSet(CostTable(space, costs), constraints, config.seed)
         problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)

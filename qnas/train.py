@@ -165,6 +165,12 @@ class Trainer:
         self._largest_macs = sum(layer.macs for layer in supernet.space.layers(supernet.space.highest()))
 
     @property
+    def num_subnets(self) -> int:
+        """Subnets a step of the stage under way: one where all that the sampler can draw compute the same."""
+        searched = self.stages[self.progress.stage].searched(self.supernet.space)
+        return 1 if all(len(knob.choices) == 1 for knob in searched.knobs) else self.settings.num_subnets
+
+    @property
     def finished(self) -> bool:
         """Whether every stage is done."""
         return self.progress.stage >= len(self.stages)
@@ -206,7 +212,8 @@ class Trainer:
                 if stage.calibrator:
                     self._calibrate(stage)
             if stage.inherit and earlier:
-                self._inherit(earlier[-1], stage)
+                self._inherit(earlier, stage)
+        self.supervision.begin_stage(bool(stage.quantized_roles), self.progress.epoch)
         self.supernet.connect(self.processes.ranks)
         set_stage_mode(self.supernet, stage)
         self.supernet.train()
@@ -237,14 +244,17 @@ class Trainer:
 
         self.calibrators[stage.calibrator].start(self.supernet, batches, stage.quantized_roles, loss)
 
-    def _inherit(self, before: Stage, stage: Stage) -> None:
-        """Start the stage's new bit-widths from the lowest of the stage before."""
+    def _inherit(self, earlier: Sequence[Stage], stage: Stage) -> None:
+        """Start the stage's new bit-widths from the lowest of the stage before; what was trained stays."""
+        before = earlier[-1]
         scheme = self.supernet.space.scheme
         for quantizer in self.supernet.quantizers():
             role = BIT_KNOBS[quantizer.site.role]
             known = getattr(before, role) or getattr(scheme, role)
+            quantized = (s for s in earlier if quantizer.site.role in s.quantized_roles)
+            trained = {bits for s in quantized for bits in getattr(s, role) or getattr(scheme, role)}
             for bits in getattr(stage, role) or getattr(scheme, role):
-                if bits < min(known) and {bits, min(known)} <= set(quantizer.site.bits):
+                if bits < min(known) and bits not in trained and {bits, min(known)} <= set(quantizer.site.bits):
                     quantizer.inherit(min(known), bits)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -273,7 +283,7 @@ class Trainer:
 
     def _epoch(self, stage: Stage) -> None:
         number = sum(s.epochs for s in self.stages[: self.progress.stage]) + self.progress.epoch
-        totals = [0.0] * self.settings.num_subnets
+        totals = [0.0] * self.num_subnets
         norms = 0.0
         lr = 0.0
         for step, (images, labels) in enumerate(self.batches.epoch(number)):
@@ -311,7 +321,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        samples = self.sampler.draw(self.view, generator(settings.seed, "sampler", epoch, step), settings.num_subnets)
+        samples = self.sampler.draw(self.view, generator(settings.seed, "sampler", epoch, step), self.num_subnets)
         self.supervision.begin_step(images, labels)
         subnets = [{"key": space.key(sample)} for sample in samples] if self._looks_inside(step) else []
         sized = {images.shape[-1]: images}

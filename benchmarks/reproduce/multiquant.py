@@ -49,13 +49,17 @@ PARTS = ("train", "uniform", "competition", "mixed")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-multiquant"))
+    parser.add_argument("--work", type=Path, help="folder of the runs; by default one in runs/")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "multiquant.json")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="JSON, with tables beside it; benchmarks/results/, or WORK if quick")
+    args = parser.parse_args()
+    args.work = args.work or Path("runs") / ("reproduce-multiquant-quick" if args.quick else "reproduce-multiquant")
+    results = args.work if args.quick else Path(__file__).parents[1] / "results"
+    args.out = args.out or results / "multiquant.json"
+    return args
 
 
 def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qnas.config import load_config
 from qnas.evaluate import Evaluator
 from qnas.run import Run
 from qnas.space import Sample, SearchSpace
-from qnas.statistics import mean_interval, paired
+from qnas.statistics import kendall, mean_interval, paired
 
 Json = dict[str, Any]
 IMAGES = 2048  # training images that gradients are taken of
@@ -105,6 +105,8 @@ def mixed(run: Run, quick: bool) -> Json:
             update={"sampler": sampler, "samples": samples if sampler == "monte-carlo" or quick else samples // 3}
         )
         found["predictors"][sampler] = _predictor(run, settings)
+    if len(samplers) > 1:
+        found["sampling"] = _sampling(run, samples)
     for target in targets:
         config = load_config(
             run.config.model_dump(mode="json", exclude_none=True),
@@ -138,6 +140,41 @@ def _predictor(run: Run, settings: Any) -> Json:
         "samples_per_second": stage.speed(),
         **{name: fitted[name] for name in ("fitted", "held_out", "score")},
     }
+
+
+def _sampling(run: Run, samples: int) -> Json:
+    """Return how predictors fitted to equally many samples of both samplers order the same other Monte Carlo samples.
+
+    All, and those of the lowest and the highest third of measured accuracy, which uniform samples hardly reach.
+    """
+    from qnas.predictor import draw_samples
+
+    evaluator, space = run.stages.evaluator(), run.stages.space()
+    n = samples // 3
+    drawn = {}
+    for sampler, number in (("uniform", n), ("monte-carlo", samples)):
+        settings = run.config.predictor.model_copy(update={"sampler": sampler, "samples": number})
+        drawn[sampler] = draw_samples(run.registry, space, settings, run.config.seed)
+
+    def scores(subnets: Sequence[Sample]) -> np.ndarray[Any, Any]:
+        stored = (run.store.cached(evaluator.cache_key(sample, "search")) for sample in subnets)
+        return np.array([entry[0]["accuracy"] for entry in stored if entry is not None])
+
+    others = drawn["monte-carlo"][n:]
+    measured, encoded = scores(others), space.encode(space.indices(others))
+    order = np.argsort(measured, kind="stable")
+    third = len(order) // 3
+    groups = {"all": order, "lowest third": order[:third], "highest third": order[-third:]}
+    found: Json = {"fitted": n, "scored": len(others)}
+    for sampler in drawn:
+        learned = drawn[sampler][:n]
+        predictor = run.registry.load("predictor", "mlp")(seed=0)
+        predictor.fit(space.encode(space.indices(learned)), scores(learned))
+        predicted = predictor.predict(encoded)
+        found[sampler] = {
+            name: kendall(predicted[rows].tolist(), measured[rows].tolist()).value for name, rows in groups.items()
+        }
+    return found
 
 
 def _against_uniform(run: Run, front: Mapping[str, Any], bits: int) -> Json:

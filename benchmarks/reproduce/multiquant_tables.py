@@ -14,10 +14,12 @@ def markdown(value: Json) -> str:
     seeds, summary = value["seeds"], value["summary"]
     parts = [
         ("Test accuracy with one bit-width in all layers", _uniform(summary["uniform"], "recalibrated")),
+        ("MAC-weighted image passes of each, the float net's included", _passes(seeds)),
         ("The same with the running statistics of training", _uniform(summary["uniform"], "running")),
         ("Differences", _differences(summary["differences"])),
         ("Loss and gradient of each bit-width", _competition(seeds)),
         ("Predictor: held-out subnets", _predictors(summary["mixed"])),
+        ("Predictors fitted to equally many samples, scored on the same others", _sampling(seeds)),
         ("Mixed precision against one bit-width", _mixed(seeds, summary["mixed"])),
         ("MAC-weighted image passes for N deployment scenarios", _scenarios(summary["scenarios"])),
     ]
@@ -88,6 +90,25 @@ def _predictors(summary: Json) -> str:
             names = ("tau", "ceiling tau", "pearson", "ceiling pearson")
             rows.append([sampler, *(_mean(found[name], factor=1) for name in names)])
     return _table(["samples", "Kendall tau", "two halves: tau", "Pearson", "two halves: Pearson"], rows)
+
+
+def _sampling(seeds: Json) -> str:
+    rows = []
+    for name, seed in seeds.items():
+        found = seed.get("mixed", {}).get("sampling")
+        for sampler in ("uniform", "monte-carlo") if found else ():
+            numbers = [f"{value:.2f}" for value in found[sampler].values()]
+            rows.append([f"{sampler}, seed {name}", str(found["fitted"]), str(found["scored"]), *numbers])
+    return _table(["samples", "fitted to", "scored on", "tau, all", "lowest third", "highest third"], rows)
+
+
+def _passes(seeds: Json) -> str:
+    arms = list(dict.fromkeys(arm for seed in seeds.values() for arm in seed["arms"]))
+    rows = []
+    for arm in arms:
+        passes = [seed["arms"][arm]["passes"] for seed in seeds.values() if arm in seed["arms"]]
+        rows.append([arm, f"{sum(passes) / len(passes):,.0f}", str(len(passes))])
+    return _table(["", "image passes", "seeds"], rows)
 
 
 def _mixed(seeds: Json, summary: Json) -> str:

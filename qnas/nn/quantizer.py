@@ -28,6 +28,7 @@ class QuantizerSite:
         signed: whether values can be negative.
         compile: whether a compiled kernel may be used where the quantizer has one.
         kernels: kernel sizes that the layer can have, ascending; of weights alone.
+        fixed: whether the bit-width is the same in every subnet, as in the first and last layer.
     """
 
     name: str
@@ -37,6 +38,7 @@ class QuantizerSite:
     signed: bool
     compile: bool = False
     kernels: tuple[int, ...] = ()
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class Quantizer(nn.Module, ABC):
     roles: frozenset[str] = frozenset({"weight", "activation"})
     absorbs_relu: bool = False
     per_channel: bool = False
+
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether a calibrator of ranges can set one (:meth:`set_range`)."""
+        return type(self).set_range is not Quantizer.set_range
 
     @classmethod
     def can_compile(cls) -> bool:

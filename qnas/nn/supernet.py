@@ -59,7 +59,9 @@ class BuildContext:
     ) -> ActivationSite:
         """Return the activation site ``name``."""
         _, bits = self.space.bit_choices(self._sites[name])
-        quantizer = self.act_quantizer(QuantizerSite(name, "activation", bits, channels, signed, self.compile))
+        fixed = self.space.bit_labels(name)[1] is None
+        site = QuantizerSite(name, "activation", bits, channels, signed, self.compile, fixed=fixed)
+        quantizer = self.act_quantizer(site)
         return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits)
 
     def image_site(self, name: str, channels: int) -> ActivationSite:
@@ -101,7 +103,8 @@ class BuildContext:
             options["bank_knob"] = self.space.knobs[self.space.position[bank]]
         w_bits, _ = self.space.bit_choices(self._sites[name])
         kernels = tuple(options.get("kernels", (1,)))
-        site = QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile, kernels)
+        fixed = self.space.bit_labels(name)[0] is None
+        site = QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile, kernels, fixed)
         weights = self.weight_quantizer(site)
         if image:
             input_site = self.image_site(name, in_channels)

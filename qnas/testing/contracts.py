@@ -210,6 +210,7 @@ def check_supervision(cls: Callable[[Task], Supervision]) -> None:
     supervision = cls(ToyTask())
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 2, 1, 0])
+    supervision.begin_stage(True, 0)
     for _ in range(2):
         supervision.begin_step(toy_images(4), labels)
         for position in range(4):
@@ -223,6 +224,7 @@ def check_supervision(cls: Callable[[Task], Supervision]) -> None:
     supervision.end_epoch(Ranks())
     other = cls(ToyTask())
     other.load_state_dict(supervision.state_dict())
+    other.begin_stage(True, 1)
     fixed = torch.randn(4, 3, generator=rng)
     for one in (supervision, other):
         one.begin_step(toy_images(4), labels)

@@ -32,7 +32,8 @@ class LossAwareRange:
     2. A parabola through the loss over p; the layers take the ranges of its minimum (Sec. 4.2), or of the best p tried.
     3. Powell's method moves all ranges together, each by a factor from 1/2 to 2, to a smaller loss (Sec. 4.3).
 
-    What is at another bit-width there, as the first and last layer are, keeps its range of step 2 for p = 2.
+    The ranges of the other bit-widths, such as those of the first and the last layer, are meanwhile those of step 1 for
+    the first norm, or final: lower bit-widths come first.
 
     Args:
         norms: p of step 1, ascending.
@@ -57,10 +58,15 @@ class LossAwareRange:
         """Set the ranges of the active subnet's quantizers; see :class:`qnas.protocols.RangeCalibrator`."""
         sample = supernet.sample
         contexts, seen = RangeCalibrator.look(supernet, batches, roles)
-        for bits in sorted({bits for quantizer in seen for bits in quantizer.site.bits}, reverse=True):
-            found = {q: _layerwise(q, contexts[q], bits, seen[q], self.norms) for q in seen if bits in q.site.bits}
+        every = sorted({bits for quantizer in seen for bits in quantizer.site.bits})  # a step that all share: the last
+        layerwise = {
+            bits: {q: _layerwise(q, contexts[q], bits, seen[q], self.norms) for q in seen if bits in q.site.bits}
+            for bits in every
+        }
+        for bits, found in layerwise.items():
             for quantizer, ranges in found.items():
                 set_ranges(quantizer, bits, ranges[0])
+        for bits, found in layerwise.items():
             supernet.activate(_uniform(supernet, bits))
             at = {layer.name: {"weight": layer.w_bits, "activation": layer.a_bits} for layer in supernet.layers}
             there = {q: r for q, r in found.items() if at.get(q.site.name, {}).get(q.site.role) == bits}

@@ -73,7 +73,7 @@ class RangeCalibrator(ABC):
         for quantizer, values in seen.items():
             ctx = contexts[quantizer]
             for bits in quantizer.site.bits:
-                found = self.find(quantizer, SiteContext(bits, ctx.channels, ctx.values), values)
+                found = self.find(quantizer, SiteContext(bits, ctx.channels, ctx.values, kernel=ctx.kernel), values)
                 set_ranges(quantizer, bits, found)
 
     @staticmethod

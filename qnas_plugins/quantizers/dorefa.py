@@ -16,8 +16,6 @@ from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
 from qnas.nn.quantizer import Quantizer, QuantizerSite, SiteContext
 from qnas_plugins.quantizers.minmax import MinMax
 
-EDGE = (8,)  # what DoReFa leaves in float, our networks put on 8 bits
-
 
 class DoReFa(Quantizer):
     """Weights ``E (2 round((w' / 2 + 1 / 2) n) / n - 1)``, activations ``round(clip(x, 0, 1) n) / n``, ``n = 2^b - 1``.
@@ -25,8 +23,8 @@ class DoReFa(Quantizer):
     There ``w' = tanh(w) / max |tanh(w)|`` and ``E = mean |w|``, of all active weights, E without a gradient. Rounding
     is straight-through. The ``2^b`` levels of weights are symmetric about 0 and leave 0 out, so they have no integer
     zero point: their grid is a table, and layers with such weights stay in float when exported. Activations that can
-    be negative are cut at -1 and 1. What has 8 bits in every subnet (first and last layer, sums) DoReFa leaves in
-    float; here its grid follows the range that is seen (``minmax``).
+    be negative are cut at -1 and 1. What has fixed bits (first and last layer, sums) DoReFa leaves in float; here
+    its grid follows the range that is seen (``minmax``).
 
     Args:
         site: where it works.
@@ -34,7 +32,7 @@ class DoReFa(Quantizer):
 
     def __init__(self, site: QuantizerSite) -> None:
         super().__init__(site)
-        self.edge = MinMax(site) if site.bits == EDGE else None
+        self.edge = MinMax(site) if site.fixed else None
         self.absorbs_relu = not site.signed
         self._reach: Tensor | None = None  # E of the weights that were prepared last
 
@@ -100,6 +98,11 @@ class DoReFa(Quantizer):
             self.edge.set_range(bits, low, high)
         else:
             super().set_range(bits, low, high)
+
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether the grid follows a range."""
+        return self.edge is not None
 
     @classmethod
     def has_weight_zero_points(cls, **options: Any) -> bool:

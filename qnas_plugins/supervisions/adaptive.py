@@ -22,8 +22,9 @@ class AdaptiveLabel:
 
     While an epoch runs, an image that any of the step's subnets classifies right adds the mean of all their softmax
     outputs to its class's row (Eq. 3, written for one random subnet: with M of them the sum is divided by M + 2). At
-    the end of the epoch each row is divided by its sum; several processes add their rows before. The first epoch, and
-    a class without a right answer, have the one-hot label.
+    the end of the epoch each row is divided by its sum; several processes add their rows before. The first epoch
+    of each stage, and a class without a right answer, have the one-hot label, and so has a stage in which nothing is
+    quantized.
 
     Where Eq. 3 and its text disagree about columns and rows: ``A[y]`` is the label of class y, and sums to 1.
 
@@ -41,6 +42,14 @@ class AdaptiveLabel:
         self.labels: Tensor | None = None  # [classes, classes], float64: A of the epoch before
         self._sums: Tensor | None = None  # the same of this epoch, before it is divided
         self._step: _Step | None = None
+        self._adapts = True
+
+    def begin_stage(self, quantized: bool, epoch: int) -> None:
+        """Forget the labels of the stage before; where nothing is quantized, all learn hard labels."""
+        self._adapts = quantized
+        if epoch == 0:
+            self.labels = None
+        self._sums, self._step = None, None
 
     def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Count the step before, and forget its outputs."""
@@ -51,7 +60,8 @@ class AdaptiveLabel:
         """Return the cross-entropy with the mixed label, ``[]``; ``logits`` ``[N, classes]``, ``labels`` ``[N]``."""
         assert self._step is not None, "begin_step comes first"
         logits = logits.float()
-        self._step.add(logits.detach())
+        if self._adapts:
+            self._step.add(logits.detach())
         target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
         if self.labels is not None:
             adaptive = self.labels.to(logits.device, logits.dtype)[labels]

@@ -16,6 +16,9 @@ class HardLabel:
     def __init__(self, task: Task) -> None:
         self.task = task
 
+    def begin_stage(self, quantized: bool, epoch: int) -> None:
+        """Nothing to prepare."""
+
     def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Nothing to prepare."""
 

@@ -22,6 +22,9 @@ class InplaceDistillation:
         self.task = task
         self._teacher: Tensor | None = None
 
+    def begin_stage(self, quantized: bool, epoch: int) -> None:
+        """Nothing to prepare."""
+
     def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Forget the last step's teacher."""
         self._teacher = None

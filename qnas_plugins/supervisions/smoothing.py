@@ -28,6 +28,9 @@ class LabelSmoothing:
             )
         self.smoothing = smoothing
 
+    def begin_stage(self, quantized: bool, epoch: int) -> None:
+        """Nothing to prepare."""
+
     def begin_step(self, images: Tensor, labels: Tensor) -> None:
         """Nothing to prepare."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qnas.config import PredictorConfig, load_config
-from qnas.errors import ConfigError, StoreError
+from qnas.errors import ConfigError, QnasError, StoreError
 from qnas.evaluate import Evaluator
 from qnas.predictor import StagePredictor, draw_samples, score
 from qnas.run import Run
@@ -217,3 +217,28 @@ def test_the_report_says_that_predictions_led_to_the_front(searched, registry, t
         run.report()
     tau = searched[1]["predictor"]["score"]["kendall_tau"]["value"]
     assert f"the best of 90 predictions by mlp (held-out Kendall tau {tau:.2f})" in (path / "report.html").read_text()
+
+
+def test_a_fit_by_hand_is_searched_on(trained, registry, tmp_path):
+    path = shutil.copytree(trained, tmp_path / "run")
+    with Run.open(path, registry) as run:
+        by_hand = run.config.predictor.model_copy(update={"options": {"width": 40, "epochs": 5}, "samples": 12})
+        StagePredictor(run, by_hand).build()
+        StagePredictor(run, by_hand).fit()
+        used = run.search()["predictor"]
+    assert used["options"] == {"width": 40, "epochs": 5}
+    assert used["fitted"] + used["held_out"] == 12
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"predictor": {"options": {"layerz": 3}}}, "layers"),
+        ({"predictor": {"sampler_options": {"toleranc": 1}}}, "tolerance"),
+        ({"quantization": {"act_quantizer": "dorefa"}, "train": {"calibrator": "mse"}}, "takes none"),
+    ],
+)
+def test_wrong_settings_are_said_before_anything_is_trained(registry, tmp_path, wrong, said):
+    with pytest.raises(QnasError, match=said):
+        Run.create(tmp_path / "run", load_config(SETTINGS, wrong), registry)
+    assert not (tmp_path / "run").exists()

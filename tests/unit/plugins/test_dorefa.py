@@ -55,7 +55,7 @@ def test_activations_are_cut_at_one(bits):
 
 
 def test_what_has_8_bits_everywhere_follows_its_range():
-    quantizer = DoReFa(QuantizerSite("stem", "weight", (8,), 8, True))
+    quantizer = DoReFa(QuantizerSite("stem", "weight", (8,), 8, True, fixed=True))
     w = weights().float()
     quantizer.start(w, SiteContext(8, 8))
     assert quantizer.prepare(w, SiteContext(8, 8)) is w

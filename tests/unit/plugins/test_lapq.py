@@ -138,3 +138,28 @@ def test_refinement_never_returns_worse_than_its_start():
 def test_wrong_options_are_refused(options):
     with pytest.raises(ConfigError, match="lapq"):
         REGISTRY.load("calibrator", "lapq")(**options)
+
+
+@pytest.mark.parametrize("name", ["lapq", "mse"])
+@pytest.mark.parametrize("sharing", ["conv", "kernel"])
+def test_steps_that_are_shared_are_calibrated(name, sharing):
+    """One step for all bit-widths is that of the highest; one for each kernel size is found by the kernel."""
+    lsq = REGISTRY.load("quantizer", "lsq")
+
+    def make(site):
+        return lsq(site, sharing=sharing if site.role == "weight" or sharing == "conv" else "bits")
+
+    supernet = toy_supernet(ToySpace(QuantScheme((2, 4), (2, 4), "layer")), weight=make, act=make)
+    supernet.train()
+    supernet.activate(supernet.space.highest())
+    options = {"norms": [2.0], "rounds": 0} if name == "lapq" else {}
+    weight = supernet.parts[1].active_weight().detach()
+    REGISTRY.load("calibrator", name)(**options).start(
+        supernet, IMAGES, ("weight", "activation"), lambda i, outputs: outputs.detach().square().mean()
+    )
+    quantizer, ctx = supernet.parts[1].weight_quantizer, SiteContext(4, 8, kernel=5)
+    error = ((quantizer(weight, ctx) - weight) ** 2).sum().item()
+    for factor in (0.8, 1.25):
+        other = lsq(quantizer.site)
+        other.log_steps["4"].data = (quantizer.step(ctx) * factor).log()
+        assert error < ((other(weight, ctx) - weight) ** 2).sum().item()

@@ -160,3 +160,28 @@ def test_zeta_0_is_the_hard_label():
     supervision.end_epoch(Ranks())
     expected = [-math.log(softmax(z.astype(np.float64))[np.arange(16), labels].prod()) / 16 for z in logits[:1]]
     np.testing.assert_allclose(step(supervision, logits[:1], labels), expected, rtol=1e-5)
+
+
+def test_adaptive_labels_begin_anew_with_each_stage_and_rest_while_nothing_is_quantized():
+    supervision = AdaptiveLabel(ToyTask())
+    labels = torch.tensor([0, 1])
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    hard = torch.nn.functional.cross_entropy(logits, labels)
+
+    def epoch():
+        supervision.begin_step(torch.zeros(2, 1, 2, 2), labels)
+        loss = supervision.loss(0, logits, labels)
+        supervision.end_epoch(Ranks())
+        return loss
+
+    supervision.begin_stage(False, 0)
+    assert [epoch(), epoch()] == [hard, hard]
+    assert supervision.state_dict() == {}
+    supervision.begin_stage(True, 0)
+    assert epoch() == hard
+    assert epoch() != hard
+    state = supervision.state_dict()
+    supervision.begin_stage(True, 2)  # goes on
+    assert torch.equal(supervision.state_dict()["labels"], state["labels"])
+    supervision.begin_stage(True, 0)
+    assert epoch() == hard
