@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from qnas.config import RunConfig
+from qnas.config import MODULE_SPACE, RunConfig, module_source
 from qnas.data import Data, ImageSet, TrainBatches, prepare
 from qnas.errors import ConfigError, PluginError, unknown_name
 from qnas.evaluate import Evaluator, EvaluatorSettings, SizedBatches
+from qnas.factories import find_factory
 from qnas.nn.folding import folding_policy
 from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
@@ -108,8 +110,14 @@ def quantizer_class(registry: Registry, name: str, role: str) -> type[Quantizer]
     return found
 
 
-def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpace:
-    """Return the search space with its bit knobs and the knobs that the quantizers add."""
+def build_space(
+    registry: Registry, config: RunConfig, data: Data, run_directory: Path | None = None
+) -> SearchSpace:
+    """Return the search space with its bit knobs and the knobs that the quantizers add.
+
+    Args:
+        run_directory: that the configuration is from: no code is imported out of it.
+    """
     quantization = config.quantization
     classes = [
         quantizer_class(registry, quantization.weight_quantizer, "weight"),
@@ -127,8 +135,13 @@ def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpac
         site_knobs=site_knobs,
         w_zero_points=classes[0].has_weight_zero_points(**quantization.weight_options),
     )
+    name, given = config.space.name, {}
+    source = module_source(config)
+    if source is not None:
+        name = MODULE_SPACE
+        given = {"source": source, "factory": find_factory(source, run_directory)}
     space: SearchSpace = make(
-        registry.load("space", config.space.name),
+        registry.load("space", name),
         f"space {config.space.name!r}",
         "space.options",
         config.space.options,
@@ -136,6 +149,7 @@ def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpac
         image_size=data.image_size,
         num_classes=data.num_classes,
         image_channels=data.channels,
+        **given,
     )
     return space
 
