@@ -110,9 +110,7 @@ def quantizer_class(registry: Registry, name: str, role: str) -> type[Quantizer]
     return found
 
 
-def build_space(
-    registry: Registry, config: RunConfig, data: Data, run_directory: Path | None = None
-) -> SearchSpace:
+def build_space(registry: Registry, config: RunConfig, data: Data, run_directory: Path | None = None) -> SearchSpace:
     """Return the search space with its bit knobs and the knobs that the quantizers add.
 
     Args:

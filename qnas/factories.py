@@ -89,7 +89,7 @@ def _refuse_inside(module_name: str, run_directory: Path | None) -> None:
     for place in filter(None, [spec.origin, *(spec.submodule_search_locations or ())]):
         if Path(place).resolve().is_relative_to(inside):
             raise ConfigError(
-                f"The run in {run_directory} wants to import {top!r} from {place}, which is in the run directory itself. "
+                f"The run in {run_directory} wants to import {top!r} from {place}, inside the run directory itself. "
                 "Code is not taken from there, since a run may come from somebody else. Install the package, or give "
                 "the command in the folder that the network's file is in."
             )
@@ -109,26 +109,25 @@ def _not_imported(source: str, module_name: str, error: BaseException) -> Config
     )
 
 
-def told(error: BaseException) -> str:
-    """Return an error in one line: its type, its message, and the line of the user's code that it comes from."""
+def told(error: BaseException, own: str | None = None) -> str:
+    """Return an error in one line: its type, its message, and the line of the user's code that it comes from.
+
+    Args:
+        error: with its traceback.
+        own: a folder whose code is not the user's, besides this package, Python's library and torch.
+    """
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    frame = users_frame(error)
-    return text if frame is None else f"{text} ({frame.filename}, line {frame.lineno})"
+    places = [f for f in traceback.extract_tb(error.__traceback__) if is_users_code(f.filename, own)]
+    return f"{text} ({places[-1].filename}, line {places[-1].lineno})" if places else text
 
 
-def users_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """Return the innermost place of an error's way that is neither Python's, nor torch's, nor ours."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_code(frame.filename)]
-    return frames[-1] if frames else None
-
-
-def is_users_code(filename: str) -> bool:
-    """Tell whether a source file is neither part of Python, nor of torch, nor of this project."""
+def is_users_code(filename: str, own: str | None = None) -> bool:
+    """Tell whether a source file is neither part of Python, nor of torch, nor of this package, nor in ``own``."""
     torch = getattr(sys.modules.get("torch"), "__file__", None)
-    folders = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.__file__)]
-    own = [*folders[:1], *([os.path.dirname(torch)] if torch else [])]
-    if filename.startswith("<") or any(filename.startswith(folder + os.sep) for folder in own):
+    packages = [__file__, *([torch] if torch else [])]
+    folders = [*(os.path.dirname(os.path.abspath(file)) for file in packages), *([own] if own else [])]
+    if filename.startswith("<") or any(filename.startswith(folder + os.sep) for folder in folders):
         return False
-    in_python = filename.startswith(folders[1] + os.sep)
-    return not in_python or "site-packages" in filename or "dist-packages" in filename
+    library = os.path.dirname(os.__file__) + os.sep
+    return not filename.startswith(library) or "site-packages" in filename or "dist-packages" in filename

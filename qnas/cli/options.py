@@ -77,8 +77,8 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--space",),
         {
             "metavar": "NAME|module:SOURCE",
-            "help": "Search space; module:PACKAGE.MODULE:FACTORY makes one of your own network, whose layers' bit-widths "
-            "are then searched.",
+            "help": "Search space; module:PACKAGE.MODULE:FACTORY for a network of your own, whose layers' bits are "
+            "searched.",
         },
     ),
     "se": (("space.options.se",), MODEL, ("--se/--no-se",), {"help": "Squeeze-excite, where the space has it."}),

@@ -227,7 +227,7 @@ class _Exporter:
         return x if x.grid.low == grid.low else self._on_grid(self.graph.clip(x.codes, step.name, grid), x.site, grid)
 
     def _max_pool(self, step: Step) -> _Value:
-        pool, x = step.module, self._input(step)
+        pool = step.module
         assert isinstance(pool, nn.MaxPool2d)
         if pool.ceil_mode or pool.return_indices:
             raise ExportError(f"Max pooling at {step.name!r} rounds its size up or returns indices. Do without.")

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
-from qnas.nn.activation import GridQuantize
 from qnas.nn.batchnorm import batch_statistics
 from qnas.nn.conv import convolve
 from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
@@ -146,9 +145,7 @@ class SubnetLayer(nn.Module):
 class Residual(nn.Module):
     """``grid(body(x) + shortcut(x))``; without a shortcut of its own, ``x`` itself is added."""
 
-    def __init__(
-        self, body: nn.Module, output: nn.Module | None, shortcut: nn.Module | None = None
-    ) -> None:
+    def __init__(self, body: nn.Module, output: nn.Module | None, shortcut: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut
