@@ -170,7 +170,8 @@ class _Exporter:
         if x.grid is not None:
             # Runtimes drop a bare pair of grids or run it in float. The sum with 0 is an integer operator.
             zero = CodeGrid(1.0, 0, 0, 255)
-            codes = self.graph.constant("zero.codes", np.zeros((1, 1, 1, 1), np.uint8))
+            shape = (1, 1) if step.inputs[0] in self.steps.flat else (1, 1, 1, 1)
+            codes = self.graph.constant("zero.codes", np.zeros(shape, np.uint8))
             name = self.graph.node("Add", [name, self.graph.dequantize(codes, "zero", zero)], f"{step.name}.regrid")
         return self._on_grid(self.graph.quantize(name, step.name, clipped), step.name, grid)
 
@@ -213,7 +214,9 @@ class _Exporter:
 
     def _linear(self, step: Step) -> _Value:
         x = self._input(step)
-        if x.grid is None:
+        if step.inputs[0] in self.steps.flat:
+            flat = x
+        elif x.grid is None:
             flat = _Value(self.graph.node("Flatten", [x.name], f"{step.name}.flat", axis=1))
         else:
             codes = self.graph.node("Flatten", [x.codes], f"{step.name}.flat", axis=1)

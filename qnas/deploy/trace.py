@@ -76,12 +76,14 @@ class Trace:
     Attributes:
         input, output: names of values.
         grids: of each value; ``None`` where it is in float (or an integer accumulator that is put on a grid next).
+        flat: values of shape ``[N, C]``; the others are maps.
     """
 
     input: str
     output: str = ""
     steps: list[Step] = field(default_factory=list)
     grids: dict[str, CodeGrid | None] = field(default_factory=dict)
+    flat: set[str] = field(default_factory=set)
 
     def add(self, step: Step) -> str:
         """Append a step and return the name of its value."""
@@ -94,6 +96,8 @@ class Trace:
                 grid = grid.rectified()
         self.steps.append(step)
         self.grids[step.output] = grid
+        if step.kind in ("flatten", "linear") or (step.kind != "unflatten" and step.inputs[0] in self.flat):
+            self.flat.add(step.output)
         return step.output
 
     def input_grid(self, step: Step) -> CodeGrid | None:
