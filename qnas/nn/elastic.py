@@ -42,6 +42,7 @@ class ElasticConv(nn.Module):
         bias: whether there is one, where no batch normalisation follows; ``None`` for linear layers alone.
         norm: whether batch normalisation follows.
         eps: of batch normalisation.
+        unit: weights start at 1, as those of a depthwise 1x1 layer that stands for its batch normalisation alone.
         folding: policy for it in training.
         bank_knob: any knob of the space, each of whose choices has a batch normalisation of its own.
     """
@@ -64,6 +65,7 @@ class ElasticConv(nn.Module):
         bias: bool | None = None,
         norm: bool = True,
         eps: float = EPS,
+        unit: bool = False,
         folding: FoldingPolicy | None = None,
         bank_knob: Knob | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class ElasticConv(nn.Module):
         self.depthwise = depthwise
         self.groups = groups
         self.padding = padding
+        self.unit = unit
         self.linear = linear
         largest = self.kernels[-1]
         fan_in = 1 if depthwise else in_channels // groups
@@ -100,7 +103,10 @@ class ElasticConv(nn.Module):
         if self.linear:
             nn.init.normal_(self.weight, 0.0, 0.01)
             return
-        nn.init.normal_(self.weight, 0.0, (2.0 / (out_channels * kernel**2)) ** 0.5)
+        if self.unit:
+            nn.init.ones_(self.weight)
+            return
+        nn.init.normal_(self.weight, 0.0, (2.0 / (out_channels // self.groups * kernel**2)) ** 0.5)
         if self.depthwise:  # drawn anew, so that a seed's weights are those of earlier versions
             nn.init.normal_(self.weight, 0.0, (2.0 / kernel**2) ** 0.5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ class Graph(nn.Module):
 
 def _twin(part: nn.Module) -> nn.Module:
     """Return a part's static twin; an operation without weights is its own."""
-    if hasattr(part, "extract"):
-        twin: nn.Module | None = part.extract()
+    extract: Any = getattr(part, "extract", None)
+    if extract is not None:
+        twin: nn.Module | None = extract()
         return nn.Sequential() if twin is None else twin
     if next(part.parameters(), None) is not None:
         raise TypeError(f"{type(part).__name__} cannot be extracted: give it an extract() method")

@@ -48,7 +48,7 @@ class ModuleSpace(SearchSpace):
         factory: that it names; called for the description, and again for every supernet.
         skip: layers that keep edge bits, by name; ``*`` and ``?`` stand for any letters.
         weights: ``module`` takes the weights and statistics that the factory's network has, ``fresh`` draws new ones.
-        **options: of the factory.
+        options: of the factory.
 
     Raises:
         ConfigError: there is no such network, or it holds what cannot be quantized and exported; names the line.
@@ -65,7 +65,7 @@ class ModuleSpace(SearchSpace):
         factory: Callable[..., Any] | None = None,
         skip: Sequence[str] | str = (),
         weights: str = "module",
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if factory is None:
             raise ConfigError(
@@ -75,8 +75,8 @@ class ModuleSpace(SearchSpace):
             raise ConfigError(unknown_name("The choice of weights", weights, WEIGHTS, "Correct [space.options]."))
         self.source = source
         self.factory = factory
-        self.options = options
-        self.weights = weights
+        self.options = options = dict(options or {})
+        self.brings_weights = weights == "module"
         self.image_channels = image_channels
         with torch.random.fork_rng(devices=[]):  # its weights are not wanted here, and must not move other draws
             torch.manual_seed(0)
@@ -119,15 +119,13 @@ class ModuleSpace(SearchSpace):
         """
         from qnas.nn.supernet import Supernet
 
+        modules: dict[str, nn.Module] = {}
+        if self.brings_weights:  # first, so that its random draws are those that follow the seed
+            modules = dict(make_network(self.factory, self.source, self.options, OWN_OPTIONS).named_modules())
         graph = Graph([Wire(_part(context, node), node.inputs) for node in self.plan.nodes], self.plan.output)
-        network = make_network(self.factory, self.source, self.options, OWN_OPTIONS)
         for part, node in zip(graph.parts, self.plan.nodes, strict=True):
-            if isinstance(node, LayerNode):
-                assert isinstance(part, ElasticConv)
-                if node.layer.kind == "norm":
-                    nn.init.ones_(part.weight)
-                if self.weights == "module":
-                    _take_over(part, node.layer, dict(network.named_modules()), self.source)
+            if isinstance(part, ElasticConv) and isinstance(node, LayerNode) and self.brings_weights:
+                _take_over(part, node.layer, modules, self.source)
         return Supernet(self, [graph])
 
 
@@ -190,6 +188,7 @@ def _part(context: BuildContext, node: Node) -> nn.Module:
         bias=layer.bias,
         norm=layer.norm is not None,
         eps=layer.eps,
+        unit=layer.kind == "norm",
     )
 
 
