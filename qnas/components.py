@@ -138,8 +138,8 @@ def build_space(registry: Registry, config: RunConfig, data: Data, run_directory
     given = {"image_size": data.image_size, "num_classes": data.num_classes, "image_channels": data.channels}
     cls = registry.load("space", config.space.name if source is None else MODULE_SPACE)
     if source is not None:
-        given |= {"source": source, "factory": find_factory(source, run_directory), "options": {}}
-        options, given["options"] = _split_options(cls, options, given)
+        given |= {"source": source, "factory": find_factory(source, run_directory), "factory_options": {}}
+        options, given["factory_options"] = _split_options(cls, options, given)
     space: SearchSpace = make(cls, f"space {config.space.name!r}", "space.options", options, scheme, **given)
     return space
 

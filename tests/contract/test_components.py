@@ -10,6 +10,7 @@ import torch
 from qnas import testing
 from qnas.hookspecs import KINDS
 from qnas.plugins import load_registry
+from tests.own_networks import make
 
 REGISTRY = load_registry()
 
@@ -38,9 +39,9 @@ def test_quantizer(component):
 @pytest.mark.parametrize("component", of("space"))
 def test_space(component):
     cls = component.load()
-    if component.spec.name == "module":
-        pytest.skip("it takes a network; tests/unit/spaces/test_traced.py checks it with several")
     options = {"width": 0.25} if "width" in inspect.signature(cls).parameters else {}  # small, where it can be
+    if component.spec.name == "module":
+        options = {"source": "tests.own_networks:make", "factory": make}
     testing.check_space(lambda scheme: cls(scheme, image_size=16, num_classes=10, image_channels=1, **options))
 
 

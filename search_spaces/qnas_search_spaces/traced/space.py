@@ -48,7 +48,7 @@ class ModuleSpace(SearchSpace):
         factory: that it names; called for the description, and again for every supernet.
         skip: layers that keep edge bits, by name; ``*`` and ``?`` stand for any letters.
         weights: ``module`` takes the weights and statistics that the factory's network has, ``fresh`` draws new ones.
-        options: of the factory.
+        factory_options: keywords that the factory is called with.
 
     Raises:
         ConfigError: there is no such network, or it holds what cannot be quantized and exported; names the line.
@@ -65,7 +65,7 @@ class ModuleSpace(SearchSpace):
         factory: Callable[..., Any] | None = None,
         skip: Sequence[str] | str = (),
         weights: str = "module",
-        options: Mapping[str, Any] | None = None,
+        factory_options: Mapping[str, Any] | None = None,
     ) -> None:
         if factory is None:
             raise ConfigError(
@@ -75,7 +75,7 @@ class ModuleSpace(SearchSpace):
             raise ConfigError(unknown_name("The choice of weights", weights, WEIGHTS, "Correct [space.options]."))
         self.source = source
         self.factory = factory
-        self.options = options = dict(options or {})
+        self.options = options = dict(factory_options or {})
         self.brings_weights = weights == "module"
         self.image_channels = image_channels
         with torch.random.fork_rng(devices=[]):  # its weights are not wanted here, and must not move other draws

@@ -42,7 +42,7 @@ def module_space(registry):
         own = {name: options.pop(name) for name in ("skip", "weights") if name in options}
         return cls(
             scheme, image_size=size, num_classes=classes, image_channels=channels, source="net:make", factory=factory,
-            options=options, **own,
+            factory_options=options, **own,
         )  # fmt: skip
 
     return make_space
