@@ -18,9 +18,7 @@ from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
 FLOAT_MODULES: dict[type[nn.Module], str] = {
     HardSwish: "h-swish",
     FloatSqueezeExcite: "squeeze-excite",
-    Product: "product",
     nn.Hardsigmoid: "h-sigmoid",
-    nn.Sigmoid: "sigmoid",
     nn.SiLU: "silu",
 }
 CODE_MODULES: dict[type[nn.Module], str] = {
@@ -30,10 +28,12 @@ CODE_MODULES: dict[type[nn.Module], str] = {
     Unflatten: "unflatten",
     SelectChannels: "select-channels",
 }
-SUM_MODULES: dict[type[nn.Module], str] = {
+GRID_MODULES: dict[type[nn.Module], str] = {
     GlobalPool: "global-pool",
     nn.AvgPool2d: "avg-pool",
     Concat: "concat",
+    Product: "product",
+    nn.Sigmoid: "sigmoid",
 }
 SUFFIXES = {"global-pool": "mean", "avg-pool": "mean", "max-pool": "max", "pad-shortcut": "pad"}  # of steps' names
 ON_CODES = ("relu", *CODE_MODULES.values())  # kinds that keep a tensor on its grid
@@ -47,7 +47,7 @@ class Step:
     Attributes:
         kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
             ``add``, ``relu`` and ``clip`` (where no grid follows), or one of :data:`FLOAT_MODULES`,
-            :data:`CODE_MODULES` (which move codes) and :data:`SUM_MODULES` (whose result is put on a grid next).
+            :data:`CODE_MODULES` (which move codes) and :data:`GRID_MODULES` (whose result is put on a grid next).
         name: the site's, or derived from the site before it.
         inputs: names of values.
         output: name of the value that it makes.
@@ -142,7 +142,7 @@ class Trace:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaves = (SubnetLayer, GridQuantize, *FLOAT_MODULES, *CODE_MODULES, *SUM_MODULES)
+        leaves = (SubnetLayer, GridQuantize, *FLOAT_MODULES, *CODE_MODULES, *GRID_MODULES)
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -219,7 +219,7 @@ class _Builder:
         if isinstance(module, FloatSqueezeExcite):
             name = module.name
             return self._step("squeeze-excite", name, (x,), node.name, module)
-        for kinds in (FLOAT_MODULES, CODE_MODULES, SUM_MODULES):
+        for kinds in (FLOAT_MODULES, CODE_MODULES, GRID_MODULES):
             kind = kinds.get(type(module))
             if kind is not None:
                 return self._step(kind, f"{self._site(x)}.{SUFFIXES.get(kind, kind)}", inputs, node.name, module)

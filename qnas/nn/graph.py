@@ -84,7 +84,7 @@ class Sum(nn.Module):
 
 
 class Product(nn.Module):
-    """The product of two tensors, such as features and their gates; a float operation in deployed graphs."""
+    """The product of two tensors, such as features and their gates."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``x * y``, shapes broadcast."""

@@ -33,7 +33,7 @@ INTEGER = {
     "NhwcMaxPool",
 }  # fmt: skip
 ON_CODES = {"Clip", "Flatten", "Reshape", "Gather", "Unsqueeze", "Transpose"}
-ISLANDS = {"resnet": {}, "lenet": {}, "dense": {}, "mobile": {"h-swish": 2, "sigmoid": 1, "product": 1, "silu": 1}}
+ISLANDS = {"resnet": {}, "lenet": {}, "dense": {}, "mobile": {"h-swish": 2, "silu": 1}}
 TINY = (
     *("--image-size", str(SIZE), "--float-epochs", "1", "--epochs", "1", "--batch-size", "128", "--threads", "1"),
     *("--evaluations", "4", "--strategy-option", "population=4", "--set", "train.num_subnets=2"),
