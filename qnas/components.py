@@ -135,6 +135,7 @@ def build_space(registry: Registry, config: RunConfig, data: Data, run_directory
         w_zero_points=classes[0].has_weight_zero_points(**quantization.weight_options),
     )
     source, options = module_source(config), config.space.options
+    given: dict[str, Any]
     given = {"image_size": data.image_size, "num_classes": data.num_classes, "image_channels": data.channels}
     cls = registry.load("space", config.space.name if source is None else MODULE_SPACE)
     if source is not None:
