@@ -125,7 +125,7 @@ def here(project, monkeypatch):
     return project
 
 
-@pytest.mark.parametrize(("kind", "option"), [("resnet", "width=4"), ("lenet", "dropout=0.1")])
+@pytest.mark.parametrize(("kind", "option"), [("resnet", "num_classes=10"), ("lenet", "dropout=0.1")])
 def test_run_search_export_and_verify(qnas, here, kind, option):
     ran = qnas("run", "--space", "module:users_networks:make", "--space-option", f"kind={kind}",
                "--space-option", option, *TINY, "--out", kind, "--quiet", "--json")  # fmt: skip
@@ -181,7 +181,7 @@ def test_post_training_quantization_starts_from_the_networks_weights(qnas, here)
 
 def test_a_network_of_another_package(qnas, here):
     pytest.importorskip("pytorchcv", reason="pytorchcv is not installed: pip install --no-deps pytorchcv")
-    options = ("channels=[[4],[4],[8]]", "init_block_channels=4", "bottleneck=false", "in_channels=1")
+    options = ("channels=[[8],[12],[16]]", "init_block_channels=8", "bottleneck=false", "in_channels=1")
     given = [part for option in options for part in ("--space-option", option)]
     ran = qnas("run", "--space", "module:pytorchcv.models.resnet_cifar:CIFARResNet", *given, *TINY, "--image-size",
                "32", "--out", "foreign", "--quiet", "--json")  # fmt: skip
