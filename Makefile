@@ -26,11 +26,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # torch first and alone: the constraints name a version of which a CPU build may lie at hand.
+# pytorchcv, of which tests take networks, without its dependencies: they need none of them, and one is torchvision.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps pytorchcv
 	touch $(STAMP)
 
 clean:

@@ -45,9 +45,10 @@ class AloneSettings:
     """How a subnet is trained by itself.
 
     Attributes:
-        start: as the supernet began, from new weights (or the run's initial ones, ``train.init``) through all stages
-            (``scratch``), or from the supernet's weights through the last stage again (``supernet``; ranges that this
-            stage trains are not calibrated anew). All stages use the subnet's own bit-widths.
+        start: as the supernet began, from new weights (or the run's initial ones: ``train.init``, or what the space
+            brings) through all stages (``scratch``), or from the supernet's weights through the last stage again
+            (``supernet``; ranges that this stage trains are not calibrated anew). All stages use the subnet's own
+            bit-widths.
         stage: the last stage, whose supernet is meant; ``None`` for the last one of all.
         seed: of weights and batches; splits and calibration images stay the run's.
         budget: epochs of each stage, as a multiple of the supernet's. An epoch shows each image once.
@@ -226,14 +227,14 @@ def _supernet(run: Run, config: RunConfig, pinned: SearchSpace, settings: AloneS
     convolutions = [module for module in supernet.modules() if isinstance(module, ElasticConv)]
     if settings.start == "supernet":
         load_weights(supernet, run.stages.checkpoint(settings.stage))
-    else:
+    elif not run.space.brings_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer_seed(settings.seed, FOLDER, int(pinned.key(pinned.highest()), 16)))
             for layer in convolutions:
                 if layer.spec is not None:
                     layer.initialise(layer.spec.out_channels, layer.spec.kernel_size)
-        if run.config.train.init is not None:
-            run.load_initial(supernet)
+    if settings.start != "supernet" and run.config.train.init is not None:
+        run.load_initial(supernet)
     for layer in convolutions:  # a net by itself has no transforms of kernels: they stay at what they are
         layer.transforms.requires_grad_(False)
     return supernet

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from qnas.config import RunConfig
+from qnas.config import MODULE_SPACE, RunConfig, module_source
 from qnas.constraints import parse_constraint
 from qnas.data import Data, ImageSet, TrainBatches, prepare
 from qnas.errors import ConfigError, PluginError, unknown_name
 from qnas.evaluate import Evaluator, EvaluatorSettings, SizedBatches
+from qnas.factories import find_factory
 from qnas.nn.folding import folding_policy
 from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
@@ -24,6 +26,7 @@ from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
 from qnas.train import Stage, Trainer, TrainSettings
 
+FACTORY_OPTIONS = "factory"  # table of space.options: what goes to a user's factory whatever the space has
 ROLE_FLAGS = {"weight": "--weight-quantizer", "activation": "--act-quantizer"}
 
 
@@ -109,8 +112,12 @@ def quantizer_class(registry: Registry, name: str, role: str) -> type[Quantizer]
     return found
 
 
-def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpace:
-    """Return the search space with its bit knobs and the knobs that the quantizers add."""
+def build_space(registry: Registry, config: RunConfig, data: Data, run_directory: Path | None = None) -> SearchSpace:
+    """Return the search space with its bit knobs and the knobs that the quantizers add.
+
+    Args:
+        run_directory: that the configuration is from: no code is imported out of it.
+    """
     quantization = config.quantization
     classes = [
         quantizer_class(registry, quantization.weight_quantizer, "weight"),
@@ -128,17 +135,36 @@ def build_space(registry: Registry, config: RunConfig, data: Data) -> SearchSpac
         site_knobs=site_knobs,
         w_zero_points=classes[0].has_weight_zero_points(**quantization.weight_options),
     )
-    space: SearchSpace = make(
-        registry.load("space", config.space.name),
-        f"space {config.space.name!r}",
-        "space.options",
-        config.space.options,
-        scheme,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        image_channels=data.channels,
-    )
+    source, options = module_source(config), config.space.options
+    given: dict[str, Any]
+    given = {"image_size": data.image_size, "num_classes": data.num_classes, "image_channels": data.channels}
+    cls = registry.load("space", config.space.name if source is None else MODULE_SPACE)
+    if source is not None:
+        given |= {"source": source, "factory": find_factory(source, run_directory), "factory_options": {}}
+        options, given["factory_options"] = _split_options(cls, options, given)
+    space: SearchSpace = make(cls, f"space {config.space.name!r}", "space.options", options, scheme, **given)
     return space
+
+
+def _split_options(cls: Any, options: Mapping[str, Any], given: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a space that calls a user's factory, and those of the factory.
+
+    The factory's are all that the space does not have, and those in the table ``factory``, where names of the space's
+    own options can stand too.
+
+    Raises:
+        ConfigError: ``factory`` is no table.
+    """
+    names = {n for n, p in inspect.signature(cls).parameters.items() if p.kind is p.KEYWORD_ONLY} - set(given)
+    table = options.get(FACTORY_OPTIONS, {})
+    if not isinstance(table, Mapping):
+        raise ConfigError(
+            f"space.options.{FACTORY_OPTIONS} is {table!r}, not a table of options. Write --space-option "
+            f"{FACTORY_OPTIONS}.NAME=VALUE."
+        )
+    own = {name: value for name, value in options.items() if name in names}
+    theirs = {name: value for name, value in options.items() if name not in names and name != FACTORY_OPTIONS}
+    return own, {**theirs, **table}
 
 
 def build_supernet(registry: Registry, config: RunConfig, space: SearchSpace, data: Data) -> Supernet:

@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 
+MODULE_SPACE = "module"  # the space that traces a network: `module:PACKAGE.MODULE:FACTORY`
 ONE_THREAD_IMAGE = 32  # pixels; up to here a second thread gains nothing and makes results depend on their number
 
 
@@ -231,7 +232,9 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(
             "train.float_epochs and train.epochs are both 0: nothing would be trained. Give at least one epoch."
         )
-    if not any(stage.epochs for stage in config.train.all_stages()) and config.train.init is None:
+    trains = any(stage.epochs for stage in config.train.all_stages())
+    brings_weights = module_source(config) is not None and config.space.options.get("weights") != "fresh"
+    if not trains and config.train.init is None and not brings_weights:
         raise ConfigError(
             "No stage trains (all epochs are 0), and there are no weights to start from. Give at least one epoch, or "
             "a file by --init."
@@ -243,6 +246,12 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
         if name not in names:
             raise ConfigError(unknown_name("The stage", name, names, "Correct --stage (search.stages)."))
     return config
+
+
+def module_source(config: RunConfig) -> str | None:
+    """Return what a space ``module:PACKAGE.MODULE:FACTORY`` names, or ``None`` for any other space."""
+    kind, colon, source = config.space.name.partition(":")
+    return source if kind == MODULE_SPACE and colon else None
 
 
 def _tuples(value: Any) -> Any:

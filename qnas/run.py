@@ -233,7 +233,8 @@ class Run:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space."""
-        return components.build_space(self.registry, self.config, self.data)
+        directory = self.store.path if hasattr(self, "store") else None
+        return components.build_space(self.registry, self.config, self.data, directory)
 
     @cached_property
     def stages(self) -> TrainedStages:

@@ -126,7 +126,13 @@ class QuantScheme:
 
 
 class SearchSpace(ABC):
-    """A family of subnets: knobs, the layers that a sample makes of them, and the supernet that holds the weights."""
+    """A family of subnets: knobs, the layers that a sample makes of them, and the supernet that holds the weights.
+
+    Attributes:
+        brings_weights: whether :meth:`build` gives weights that training, of a subnet alone too, is to start from.
+    """
+
+    brings_weights: bool = False
 
     def __init__(
         self,

@@ -71,7 +71,16 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         },
     ),
     "image_size": (("data.image_size",), MODEL, ("--image-size",), {"type": int, "help": "Pixels."}),
-    "space": (("space.name",), MODEL, ("--space",), {"help": "Search space."}),
+    "space": (
+        ("space.name",),
+        MODEL,
+        ("--space",),
+        {
+            "metavar": "NAME|module:SOURCE",
+            "help": "Search space; module:PACKAGE.MODULE:FACTORY for a network of your own, whose layers' bits are "
+            "searched.",
+        },
+    ),
     "se": (("space.options.se",), MODEL, ("--se/--no-se",), {"help": "Squeeze-excite, where the space has it."}),
     "act": (("space.options.act",), MODEL, ("--act",), {"help": "Activation: auto, relu or h-swish."}),
     "quantizer": (

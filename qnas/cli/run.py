@@ -32,6 +32,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas run --no-se --act relu --objective accuracy --objective size_bytes
       qnas run --constraint "bitops<=1e7" --out runs/tiny
       qnas run --config-file my.toml --set train.warmup=0.2
+      qnas run --space module:mynet:make --space-option width=32
       qnas run --recipe nas-then-quantize
       qnas run --devices 2 --device cuda --precision bf16-mixed
       qnas run --resume runs/tiny

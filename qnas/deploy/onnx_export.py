@@ -22,6 +22,7 @@ from qnas.deploy.trace import Island, Step, Trace, squeeze_excite_weights, trace
 from qnas.errors import ExportError
 from qnas.files import write_bytes
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
+from qnas.nn.graph import SelectChannels
 from qnas.nn.grid import CodebookGrid
 from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
 
@@ -114,10 +115,20 @@ class _Exporter:
             "linear": self._linear,
             "add": lambda step: self._float(step, "Add"),
             "relu": self._relu,
+            "clip": self._clip,
             "max-pool": self._max_pool,
+            "avg-pool": self._avg_pool,
             "pad-shortcut": self._pad_shortcut,
+            "flatten": lambda step: self._on_codes(step, "Flatten", axis=1),
+            "unflatten": self._unflatten,
+            "select-channels": self._select_channels,
+            "concat": lambda step: self._float(step, "Concat", axis=1),
             "global-pool": lambda step: self._float(step, "GlobalAveragePool"),
+            "product": lambda step: self._float(step, "Mul"),
             "h-swish": lambda step: self._float(step, "HardSwish"),
+            "h-sigmoid": lambda step: self._float(step, "HardSigmoid", alpha=1 / 6, beta=0.5),
+            "sigmoid": lambda step: self._float(step, "Sigmoid"),
+            "silu": self._silu,
             "squeeze-excite": self._squeeze_excite,
         }
         for step in steps.steps:
@@ -138,6 +149,13 @@ class _Exporter:
         inputs = [self.values[name].name for name in step.inputs]
         return _Value(self.graph.node(op, [*inputs, *constants], step.name, **attributes))
 
+    def _on_codes(self, step: Step, op: str, *constants: str, **attributes: Any) -> _Value:
+        """Emit an operator that moves values without computing: on codes, where there are any."""
+        x = self._input(step)
+        if x.grid is None:
+            return self._float(step, op, *constants, **attributes)
+        return self._on_grid(self.graph.node(op, [x.codes, *constants], step.name, **attributes), x.site, x.grid)
+
     def _on_grid(self, codes: str, site: str, grid: CodeGrid) -> _Value:
         return _Value(self.graph.dequantize(codes, site, grid), codes, grid, site)
 
@@ -152,7 +170,8 @@ class _Exporter:
         if x.grid is not None:
             # Runtimes drop a bare pair of grids or run it in float. The sum with 0 is an integer operator.
             zero = CodeGrid(1.0, 0, 0, 255)
-            codes = self.graph.constant("zero.codes", np.zeros((1, 1, 1, 1), np.uint8))
+            shape = (1, 1) if step.inputs[0] in self.steps.flat else (1, 1, 1, 1)
+            codes = self.graph.constant("zero.codes", np.zeros(shape, np.uint8))
             name = self.graph.node("Add", [name, self.graph.dequantize(codes, "zero", zero)], f"{step.name}.regrid")
         return self._on_grid(self.graph.quantize(name, step.name, clipped), step.name, grid)
 
@@ -189,13 +208,15 @@ class _Exporter:
             *self._parameters(step, self._input(step)),
             kernel_shape=[k, k],
             strides=[s, s],
-            pads=[k // 2] * 4,
+            pads=[step.module.padding] * 4,
             group=spec.groups,
         )
 
     def _linear(self, step: Step) -> _Value:
         x = self._input(step)
-        if x.grid is None:
+        if step.inputs[0] in self.steps.flat:
+            flat = x
+        elif x.grid is None:
             flat = _Value(self.graph.node("Flatten", [x.name], f"{step.name}.flat", axis=1))
         else:
             codes = self.graph.node("Flatten", [x.codes], f"{step.name}.flat", axis=1)
@@ -209,7 +230,7 @@ class _Exporter:
         return x if x.grid.low == grid.low else self._on_grid(self.graph.clip(x.codes, step.name, grid), x.site, grid)
 
     def _max_pool(self, step: Step) -> _Value:
-        pool, x = step.module, self._input(step)
+        pool = step.module
         assert isinstance(pool, nn.MaxPool2d)
         if pool.ceil_mode or pool.return_indices:
             raise ExportError(f"Max pooling at {step.name!r} rounds its size up or returns indices. Do without.")
@@ -219,9 +240,43 @@ class _Exporter:
             "pads": _pair(pool.padding) * 2,
             "dilations": _pair(pool.dilation),
         }
-        if x.grid is None:
-            return self._float(step, "MaxPool", **attributes)
-        return self._on_grid(self.graph.node("MaxPool", [x.codes], step.name, **attributes), x.site, x.grid)
+        return self._on_codes(step, "MaxPool", **attributes)
+
+    def _avg_pool(self, step: Step) -> _Value:
+        pool = step.module
+        assert isinstance(pool, nn.AvgPool2d)
+        if pool.ceil_mode or pool.divisor_override is not None:
+            raise ExportError(
+                f"Average pooling at {step.name!r} rounds its size up or has a divisor of its own. Do without."
+            )
+        return self._float(
+            step,
+            "AveragePool",
+            kernel_shape=_pair(pool.kernel_size),
+            strides=_pair(pool.stride),
+            pads=_pair(pool.padding) * 2,
+            count_include_pad=int(pool.count_include_pad),
+        )
+
+    def _clip(self, step: Step) -> _Value:
+        clip = step.module
+        assert isinstance(clip, nn.Hardtanh)
+        low, high = (np.array(bound, np.float32) for bound in (clip.min_val, clip.max_val))
+        constants = [self.graph.constant(f"{step.name}.low", low), self.graph.constant(f"{step.name}.high", high)]
+        return self._float(step, "Clip", *constants)
+
+    def _unflatten(self, step: Step) -> _Value:
+        return self._on_codes(step, "Unsqueeze", self.graph.constant("last.axes", np.array([2, 3], np.int64)))
+
+    def _select_channels(self, step: Step) -> _Value:
+        assert isinstance(step.module, SelectChannels)
+        channels = np.array(step.module.channels, np.int64)
+        return self._on_codes(step, "Gather", self.graph.constant(f"{step.name}.channels", channels), axis=1)
+
+    def _silu(self, step: Step) -> _Value:
+        x = self._input(step).name
+        gate = self.graph.node("Sigmoid", [x], f"{step.name}.gate")
+        return _Value(self.graph.node("Mul", [x, gate], step.name))
 
     def _pad_shortcut(self, step: Step) -> _Value:
         """Subsample and pad: on codes, so that no arithmetic is needed; the padding is the code of 0."""

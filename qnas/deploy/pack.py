@@ -9,7 +9,8 @@ Tensors of a quantized layer ``<site>``:
 - ``grid_scale`` ``[]`` float32 and ``grid_zero_point`` ``[]`` uint8: of the input, wherever it was put on that grid.
 
 A site that only puts a tensor on a grid has the last two, a layer in float ``weight`` and ``bias`` in float32. Shapes,
-bits, ``bias_shift`` and the range of the grids' codes are in the file's metadata, under ``layers``, as JSON.
+bits, ``bias_shift`` and the range of the grids' codes are in the file's metadata, under ``layers``, as JSON;
+``padding`` is there where it is not half of the kernel.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ class _Packer:
         spec = layer.spec
         if spec.w_bits == FLOAT_BITS:
             self._float(spec, layer.weight, layer.bias)
+            self.layers[spec.name] |= _padding(layer)
             return
         if grid is None or layer.grid is None:
             raise ExportError(
@@ -165,7 +167,7 @@ class _Packer:
             )
         self.layers[spec.name] = {
             "kind": spec.kind, "bits": spec.w_bits, "shape": list(integers.codes.shape), "stride": spec.stride,
-            "groups": spec.groups, "bias_shift": integers.shift, "asymmetric": asymmetric,
+            "groups": spec.groups, "bias_shift": integers.shift, "asymmetric": asymmetric, **_padding(layer),
         }  # fmt: skip
         codes = integers.codes
         if integers.zero_points is not None:
@@ -184,6 +186,10 @@ class _Packer:
         zeros = torch.zeros(len(weight))
         self.tensors[f"{spec.name}.weight"] = weight.detach().float().contiguous()
         self.tensors[f"{spec.name}.bias"] = zeros if bias is None else bias.detach().float().contiguous()
+
+
+def _padding(layer: SubnetLayer) -> dict[str, int]:
+    return {} if layer.padding == layer.spec.kernel_size // 2 else {"padding": layer.padding}
 
 
 def read_packed(path: str | Path) -> dict[str, Any]:

@@ -12,10 +12,31 @@ from torch import Tensor, fx, nn
 from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
+from qnas.nn.graph import Concat, Flatten, Product, SelectChannels, Unflatten
 from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
 
-FLOAT_MODULES = {HardSwish: "h-swish", FloatSqueezeExcite: "squeeze-excite"}
-ON_CODES = ("relu", "max-pool", "pad-shortcut")  # kinds that keep a tensor on its grid
+FLOAT_MODULES: dict[type[nn.Module], str] = {
+    HardSwish: "h-swish",
+    FloatSqueezeExcite: "squeeze-excite",
+    nn.Hardsigmoid: "h-sigmoid",
+    nn.SiLU: "silu",
+}
+CODE_MODULES: dict[type[nn.Module], str] = {
+    nn.MaxPool2d: "max-pool",
+    PaddedShortcut: "pad-shortcut",
+    Flatten: "flatten",
+    Unflatten: "unflatten",
+    SelectChannels: "select-channels",
+}
+GRID_MODULES: dict[type[nn.Module], str] = {
+    GlobalPool: "global-pool",
+    nn.AvgPool2d: "avg-pool",
+    Concat: "concat",
+    Product: "product",
+    nn.Sigmoid: "sigmoid",
+}
+SUFFIXES = {"global-pool": "mean", "avg-pool": "mean", "max-pool": "max", "pad-shortcut": "pad"}  # of steps' names
+ON_CODES = ("relu", *CODE_MODULES.values())  # kinds that keep a tensor on its grid
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -25,8 +46,8 @@ class Step:
 
     Attributes:
         kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
-            ``add``, ``relu`` (where no grid follows), ``max-pool``, ``pad-shortcut`` (:class:`PaddedShortcut`),
-            ``global-pool``, ``h-swish`` or ``squeeze-excite``.
+            ``add``, ``relu`` and ``clip`` (where no grid follows), or one of :data:`FLOAT_MODULES`,
+            :data:`CODE_MODULES` (which move codes) and :data:`GRID_MODULES` (whose result is put on a grid next).
         name: the site's, or derived from the site before it.
         inputs: names of values.
         output: name of the value that it makes.
@@ -55,12 +76,14 @@ class Trace:
     Attributes:
         input, output: names of values.
         grids: of each value; ``None`` where it is in float (or an integer accumulator that is put on a grid next).
+        flat: values of shape ``[N, C]``; the others are maps.
     """
 
     input: str
     output: str = ""
     steps: list[Step] = field(default_factory=list)
     grids: dict[str, CodeGrid | None] = field(default_factory=dict)
+    flat: set[str] = field(default_factory=set)
 
     def add(self, step: Step) -> str:
         """Append a step and return the name of its value."""
@@ -73,6 +96,8 @@ class Trace:
                 grid = grid.rectified()
         self.steps.append(step)
         self.grids[step.output] = grid
+        if step.kind in ("flatten", "linear") or (step.kind != "unflatten" and step.inputs[0] in self.flat):
+            self.flat.add(step.output)
         return step.output
 
     def input_grid(self, step: Step) -> CodeGrid | None:
@@ -117,7 +142,7 @@ class Trace:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaves = (SubnetLayer, GridQuantize, GlobalPool, PaddedShortcut, *FLOAT_MODULES)
+        leaves = (SubnetLayer, GridQuantize, *FLOAT_MODULES, *CODE_MODULES, *GRID_MODULES)
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -183,24 +208,21 @@ class _Builder:
 
     def _module(self, node: fx.Node) -> str:
         module = self.subnet.get_submodule(str(node.target))
-        if len(node.args) != 1 or node.kwargs:
+        inputs = tuple(self._value(argument, node) for argument in node.args)
+        if (len(inputs) != 1 and not isinstance(module, (Concat, Product))) or node.kwargs:
             raise _unknown(node, f"{type(module).__name__} with options")
-        x = self._value(node.args[0], node)
+        x = inputs[0]
         if isinstance(module, SubnetLayer):
             return self._layer(module, x, node.name)
-        if isinstance(module, (GridQuantize, nn.ReLU)):
+        if isinstance(module, (GridQuantize, nn.ReLU, nn.Hardtanh)):
             return self._activation(module, x, node.name)
         if isinstance(module, FloatSqueezeExcite):
             name = module.name
             return self._step("squeeze-excite", name, (x,), node.name, module)
-        if isinstance(module, HardSwish):
-            return self._step("h-swish", f"{self._site(x)}.h-swish", (x,), node.name, module)
-        if isinstance(module, GlobalPool):
-            return self._step("global-pool", f"{self._site(x)}.mean", (x,), node.name, module)
-        if isinstance(module, nn.MaxPool2d):
-            return self._step("max-pool", f"{self._site(x)}.max", (x,), node.name, module)
-        if isinstance(module, PaddedShortcut):
-            return self._step("pad-shortcut", f"{self._site(x)}.pad", (x,), node.name, module)
+        for kinds in (FLOAT_MODULES, CODE_MODULES, GRID_MODULES):
+            kind = kinds.get(type(module))
+            if kind is not None:
+                return self._step(kind, f"{self._site(x)}.{SUFFIXES.get(kind, kind)}", inputs, node.name, module)
         if isinstance(module, nn.Sequential) and not len(module):
             return x
         raise _unknown(node, type(module).__name__)
@@ -208,9 +230,11 @@ class _Builder:
     def _site(self, value: str) -> str:
         return self.names.get(value, value).removesuffix(".out")
 
-    def _activation(self, module: GridQuantize | nn.ReLU, x: str, output: str) -> str:
+    def _activation(self, module: nn.Module, x: str, output: str) -> str:
         if isinstance(module, GridQuantize):
             return self._step("quantize", module.name, (x,), output, module)
+        if isinstance(module, nn.Hardtanh):
+            return self._step("clip", f"{self._site(x)}.clip", (x,), output, module)
         return self._step("relu", f"{self._site(x)}.relu", (x,), output, module)
 
     def _layer(self, layer: SubnetLayer, x: str, node: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from qnas.errors import ExportError
 from qnas.layers import LayerSpec
 from qnas.nn.active import ActiveSubnet
-from qnas.nn.grid import AffineGrid, Grid
+from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
 from qnas.nn.quantizer import Quantizer, QuantizerSite, SiteContext
 
 if TYPE_CHECKING:
@@ -34,15 +35,25 @@ class ActivationSite(nn.Module):
         relu: whether a ReLU comes first. It is left out where the quantizer cuts at zero anyway.
         passthrough_bits: the tensor arrives on a grid of so many bits; a site that wants no fewer passes it on as it
             is, so that the integer graph needs no operator there.
+        upper: where the ReLU is cut off, as 6 for ReLU6; the grid that is extracted ends there.
     """
 
     def __init__(
-        self, name: str, quantizer: Quantizer, *, relu: bool = False, passthrough_bits: int | None = None
+        self,
+        name: str,
+        quantizer: Quantizer,
+        *,
+        relu: bool = False,
+        passthrough_bits: int | None = None,
+        upper: float | None = None,
     ) -> None:
         super().__init__()
+        if upper is not None and (not relu or passthrough_bits is not None):
+            raise ValueError(f"site {name}: only a ReLU in front of a quantizer can be cut off")
         self.name = name
         self.quantizer = quantizer
         self.relu = relu
+        self.upper = upper
         self.passthrough_bits = passthrough_bits
         self.mode = "float"
         self.observe: Observe | None = None
@@ -70,6 +81,8 @@ class ActivationSite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``[N, C, ...]``, or only apply the activation function in float mode."""
+        if self.upper is not None:
+            x = x.clamp(max=self.upper)
         if self.mode == "float" or (self._passes and self.mode == "quantize"):
             return F.relu(x) if self.relu else x
         ctx = self._context(x.shape[1])
@@ -94,13 +107,23 @@ class ActivationSite(nn.Module):
             return None
         return self.quantizer.penalty(self._context(self.spec.in_channels))
 
-    def extract(self) -> GridQuantize | nn.ReLU | None:
+    def extract(self) -> GridQuantize | nn.Module | None:
         """Return the static twin for the active subnet; ``None`` where the tensor passes as it is."""
         if self._passes or self.mode == "float":
+            if self.upper is not None:
+                return nn.Hardtanh(0.0, self.upper)
             return nn.ReLU() if self.relu else None
         assert self.spec is not None
         grid = self.quantizer.export(self._context(self.spec.in_channels))
-        return GridQuantize(self.name, grid, relu=self.relu)
+        return GridQuantize(self.name, grid if self.upper is None else self._cut(grid), relu=self.relu)
+
+    def _cut(self, grid: Grid) -> Grid:
+        """Return the part of a grid that values up to ``upper`` are rounded to: the same as cutting them off first."""
+        assert self.upper is not None
+        if isinstance(grid, CodebookGrid):
+            return CodebookGrid(grid.table[: int(grid.encode(torch.tensor([self.upper]))) + 1])
+        code = int(grid.encode(torch.tensor(self.upper, device=grid.scale.device)))
+        return replace(grid, qmax=max(code, int(grid.zero_point)))
 
 
 class FixedGrid(Quantizer):

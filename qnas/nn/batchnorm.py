@@ -25,11 +25,13 @@ class ElasticBatchNorm(nn.Module):
     Args:
         channels: the largest number of channels.
         banks: keys of the banks.
+        eps: added to the variance.
     """
 
-    def __init__(self, channels: int, banks: Iterable[str] = ("",)) -> None:
+    def __init__(self, channels: int, banks: Iterable[str] = ("",), eps: float = EPS) -> None:
         super().__init__()
         self.channels = channels
+        self.eps = eps
         self.banks = tuple(banks)
         self.bank = self.banks[0]
         self.ranks = Ranks()
@@ -61,13 +63,13 @@ class ElasticBatchNorm(nn.Module):
         mean, var = self.running(x.shape[1])
         if self.training and self.ranks.size > 1:
             return self._forward_together(x, gamma, beta)
-        return F.batch_norm(x, mean, var, gamma, beta, self.training, MOMENTUM, EPS)
+        return F.batch_norm(x, mean, var, gamma, beta, self.training, MOMENTUM, self.eps)
 
     def _forward_together(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         """Normalise by the statistics over all processes; float32 mathematics under autocast."""
         mean, var, count = batch_statistics(x, self.ranks)
         self.track(mean, var * (count / max(count - 1, 1)))
-        factor = gamma * torch.rsqrt(var + EPS)
+        factor = gamma * torch.rsqrt(var + self.eps)
         y = x.to(mean.dtype) * factor.reshape(1, -1, 1, 1) + (beta - mean * factor).reshape(1, -1, 1, 1)
         return y.to(x.dtype)
 
@@ -80,7 +82,7 @@ class ElasticBatchNorm(nn.Module):
 
     def extract(self, channels: int) -> nn.BatchNorm2d:
         """Return a plain batch normalisation of the active bank and a prefix of the channels."""
-        plain = nn.BatchNorm2d(channels, eps=EPS, momentum=None)
+        plain = nn.BatchNorm2d(channels, eps=self.eps, momentum=None)
         gamma, beta = self.parameters_of(channels)
         mean, var = self.running(channels)
         with torch.no_grad():

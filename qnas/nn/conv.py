@@ -1,4 +1,4 @@
-"""Convolution with "same" padding, on whatever path is fast and exact."""
+"""Convolution, with "same" padding unless told otherwise, on whatever path is fast and exact."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
-    """Convolve ``[N, I, H, W]`` with ``[O, I / groups, K, K]``, K odd, padded by ``K // 2``.
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int, padding: int | None = None
+) -> Tensor:
+    """Convolve ``[N, I, H, W]`` with ``[O, I / groups, K, K]``, padded by ``padding``, by default ``K // 2`` (K odd).
 
     oneDNN's depthwise gradient falls back to a reference kernel, up to 20 times slower, where the padding is as large
     as half of the map. There the padding is made explicit, and taps that only ever see padding are left out; the
     result is the same to the last bit.
     """
     size, kernel = x.shape[-1], weight.shape[-1]
+    if padding is not None and padding != kernel // 2:
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if groups == 1 or kernel - 1 < size or not torch.is_grad_enabled() or x.device.type != "cpu":
         return F.conv2d(x, weight, bias, stride, kernel // 2, 1, groups)
     margin = max(0, (kernel - (2 * size - 1)) // 2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qnas.layers import LayerSpec
 from qnas.nn.activation import ActivationSite, Observe
 from qnas.nn.active import ActiveSubnet
-from qnas.nn.batchnorm import ElasticBatchNorm
+from qnas.nn.batchnorm import EPS, ElasticBatchNorm
 from qnas.nn.conv import convolve
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.quantizer import Quantizer, SiteContext
@@ -36,8 +36,13 @@ class ElasticConv(nn.Module):
         output_site: puts the normalised output on a grid.
         kernels: kernel sizes to choose among, ascending.
         depthwise: one group a channel.
+        groups: of the convolution, where it is not depthwise; its numbers of channels are then fixed.
+        padding: on each side; ``None`` for half of the kernel.
         linear: a fully connected layer: flattens its input, has a bias and no batch normalisation.
+        bias: whether there is one, where no batch normalisation follows; ``None`` for linear layers alone.
         norm: whether batch normalisation follows.
+        eps: of batch normalisation.
+        unit: weights start at 1, as those of a depthwise 1x1 layer that stands for its batch normalisation alone.
         folding: policy for it in training.
         bank_knob: any knob of the space, each of whose choices has a batch normalisation of its own.
     """
@@ -54,8 +59,13 @@ class ElasticConv(nn.Module):
         kernels: Sequence[int] = (1,),
         stride: int = 1,
         depthwise: bool = False,
+        groups: int = 1,
+        padding: int | None = None,
         linear: bool = False,
+        bias: bool | None = None,
         norm: bool = True,
+        eps: float = EPS,
+        unit: bool = False,
         folding: FoldingPolicy | None = None,
         bank_knob: Knob | None = None,
     ) -> None:
@@ -64,17 +74,20 @@ class ElasticConv(nn.Module):
         self.kernels = tuple(kernels)
         self.stride = stride
         self.depthwise = depthwise
+        self.groups = groups
+        self.padding = padding
+        self.unit = unit
         self.linear = linear
         largest = self.kernels[-1]
-        fan_in = 1 if depthwise else in_channels
+        fan_in = 1 if depthwise else in_channels // groups
         self.weight = nn.Parameter(torch.empty(out_channels, fan_in, largest, largest))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if linear else None
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if (linear if bias is None else bias) else None
         self.transforms = nn.ParameterDict(
             {str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]}  # from the next larger kernel
         )
         self.initialise(out_channels, largest)
         banks = [""] if bank_knob is None else [str(choice) for choice in bank_knob.choices]
-        self.bn = ElasticBatchNorm(out_channels, banks) if norm and not linear else None
+        self.bn = ElasticBatchNorm(out_channels, banks, eps) if norm and not linear else None
         self.bank_knob = bank_knob
         self.weight_quantizer = weight_quantizer
         self.input = input_site
@@ -90,7 +103,10 @@ class ElasticConv(nn.Module):
         if self.linear:
             nn.init.normal_(self.weight, 0.0, 0.01)
             return
-        nn.init.normal_(self.weight, 0.0, (2.0 / (out_channels * kernel**2)) ** 0.5)
+        if self.unit:
+            nn.init.ones_(self.weight)
+            return
+        nn.init.normal_(self.weight, 0.0, (2.0 / (out_channels // self.groups * kernel**2)) ** 0.5)
         if self.depthwise:  # drawn anew, so that a seed's weights are those of earlier versions
             nn.init.normal_(self.weight, 0.0, (2.0 / kernel**2) ** 0.5)
 
@@ -148,8 +164,12 @@ class ElasticConv(nn.Module):
         return self.weight_quantizer.penalty(self.weight_context())
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolve ``[N, I, H, W]`` with ``[O, I, K, K]``, "same" padding."""
-        return convolve(x, weight, None, self.stride, weight.shape[0] if self.depthwise else 1)
+        """Convolve ``[N, I, H, W]`` with ``[O, I / groups, K, K]``, without a bias."""
+        return self._convolve(x, weight, None)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        groups = weight.shape[0] if self.depthwise else self.groups
+        return convolve(x, weight, bias, self.stride, groups, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, O, H', W']``; ``[N, O]`` for a linear layer."""
@@ -159,7 +179,7 @@ class ElasticConv(nn.Module):
         if self.linear:
             x = F.linear(x.flatten(1), self.quantize_weight(weight).flatten(1), self.bias)
         elif self.bn is None:
-            x = self.convolve(x, self.quantize_weight(weight))
+            x = self._convolve(x, self.quantize_weight(weight), self.bias)
         elif self.mode == "float":
             x = self.bn(self.convolve(x, weight))
         else:
@@ -181,4 +201,5 @@ class ElasticConv(nn.Module):
             None if self.mode == "float" else self.weight_quantizer,
             self.weight_context(),
             folds=self.folding.folds,
+            padding=self.padding,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qnas.errors import unknown_name
-from qnas.nn.batchnorm import EPS, batch_statistics
+from qnas.nn.batchnorm import batch_statistics
 
 if TYPE_CHECKING:
     from qnas.nn.elastic import ElasticConv
@@ -78,7 +78,7 @@ class BatchFolding:
 def _folded(layer: ElasticConv, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     assert layer.bn is not None
     gamma, beta = layer.bn.parameters_of(weight.shape[0])
-    sigma = torch.sqrt(var + EPS)
+    sigma = torch.sqrt(var + layer.bn.eps)
     folded = weight * (gamma / sigma).reshape(-1, 1, 1, 1)
     quantized = layer.quantize_weight(folded, gamma=gamma, mean=mean, sigma=sigma)
     return layer.convolve(x, quantized) + (beta - gamma * mean / sigma).reshape(1, -1, 1, 1)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.layers import LayerSpec
-from qnas.nn.activation import GridQuantize
 from qnas.nn.batchnorm import batch_statistics
 from qnas.nn.conv import convolve
 from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
@@ -32,6 +31,7 @@ class SubnetLayer(nn.Module):
         grid: of the weights; ``None`` where they are in float. Before folding for policies that quantize first.
         codes: ``[O, I, K, K]`` integers of the weights on the grid; ``None`` where they are in float.
         channel_scale: ``[O]``, by which folding multiplied the quantized weights (1 where it came before).
+        padding: on each side of the input, in pixels.
     """
 
     weight: Tensor
@@ -43,15 +43,17 @@ class SubnetLayer(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         bn: nn.BatchNorm2d | None,
-        input_grid: GridQuantize | nn.ReLU | None,
-        output_grid: GridQuantize | nn.ReLU | None,
+        input_grid: nn.Module | None,
+        output_grid: nn.Module | None,
         quantizer: Quantizer | None,
         ctx: SiteContext,
         *,
         folds: bool,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.padding = spec.kernel_size // 2 if padding is None else padding
         self.input = input_grid
         self.output = output_grid
         self.bn = bn
@@ -95,7 +97,7 @@ class SubnetLayer(nn.Module):
         return x if self.output is None else self.output(x)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve(x, weight, bias, self.spec.stride, self.spec.groups)
+        return convolve(x, weight, bias, self.spec.stride, self.spec.groups, self.padding)
 
     def _forward_unfolded(self, x: Tensor) -> Tensor:
         """Gather statistics from the unquantized convolution; answer with the folded, quantized one."""
@@ -145,9 +147,7 @@ class SubnetLayer(nn.Module):
 class Residual(nn.Module):
     """``grid(body(x) + shortcut(x))``; without a shortcut of its own, ``x`` itself is added."""
 
-    def __init__(
-        self, body: nn.Module, output: GridQuantize | nn.ReLU | None, shortcut: nn.Module | None = None
-    ) -> None:
+    def __init__(self, body: nn.Module, output: nn.Module | None, shortcut: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut

@@ -55,14 +55,21 @@ class BuildContext:
         return self.space.scheme.edge_bits
 
     def site(
-        self, name: str, channels: int, *, signed: bool, relu: bool = False, passthrough_bits: int | None = None
+        self,
+        name: str,
+        channels: int,
+        *,
+        signed: bool,
+        relu: bool = False,
+        passthrough_bits: int | None = None,
+        upper: float | None = None,
     ) -> ActivationSite:
-        """Return the activation site ``name``."""
+        """Return the activation site ``name``; further arguments are those of :class:`ActivationSite`."""
         _, bits = self.space.bit_choices(self._sites[name])
         fixed = self.space.bit_labels(name)[1] is None
         site = QuantizerSite(name, "activation", bits, channels, signed, self.compile, fixed=fixed)
         quantizer = self.act_quantizer(site)
-        return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits)
+        return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits, upper=upper)
 
     def image_site(self, name: str, channels: int) -> ActivationSite:
         """Return the site where images enter, on their own 8-bit grid."""
@@ -76,6 +83,7 @@ class BuildContext:
         out_channels: int,
         *,
         input_relu: bool = False,
+        input_upper: float | None = None,
         signed_input: bool = False,
         passthrough_bits: int | None = None,
         image: bool = False,
@@ -89,6 +97,7 @@ class BuildContext:
         Args:
             name: of the site; the output's is ``name.out``.
             input_relu: a ReLU before the input's quantizer.
+            input_upper: where that ReLU is cut off; ``None`` for nowhere.
             signed_input: the input can be negative.
             passthrough_bits: the input arrives on a grid of so many bits.
             image: the input is the image.
@@ -110,7 +119,12 @@ class BuildContext:
             input_site = self.image_site(name, in_channels)
         else:
             input_site = self.site(
-                name, in_channels, signed=signed_input, relu=input_relu, passthrough_bits=passthrough_bits
+                name,
+                in_channels,
+                signed=signed_input,
+                relu=input_relu,
+                passthrough_bits=passthrough_bits,
+                upper=input_upper,
             )
         output_site = (
             self.site(f"{name}.out", out_channels, signed=not output_relu, relu=output_relu) if output else None

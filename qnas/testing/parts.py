@@ -118,14 +118,14 @@ def toy_supernet(
     supernet.activate(space.highest())
     supernet.set_mode("start")
     with torch.no_grad():
-        supernet(toy_images())
+        supernet(toy_images(size=space.image_size))
     supernet.set_mode("quantize")
     return supernet
 
 
-def toy_images(n: int = 16) -> Tensor:
-    """Return ``[n, 1, 8, 8]`` fixed random images."""
-    return torch.randn(n, 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+def toy_images(n: int = 16, size: int = IMAGE_SIZE) -> Tensor:
+    """Return ``[n, 1, size, size]`` fixed random images."""
+    return torch.randn(n, 1, size, size, generator=torch.Generator().manual_seed(0))
 
 
 class ToyTask:

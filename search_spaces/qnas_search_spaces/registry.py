@@ -46,3 +46,9 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "qnas_search_spaces.resnet:ResNet50Space",
         "ResNet-50, published or with elastic depth, widths, bottleneck expansion and resolution, as OFA searches it",
     )
+    yield ComponentSpec(
+        "space",
+        "module",
+        "qnas_search_spaces.traced.space:ModuleSpace",
+        "your own network, traced by torch.fx: --space module:PACKAGE.MODULE:FACTORY",
+    )

@@ -10,6 +10,7 @@ import torch
 from qnas import testing
 from qnas.hookspecs import KINDS
 from qnas.plugins import load_registry
+from tests.own_networks import make
 
 REGISTRY = load_registry()
 
@@ -39,6 +40,8 @@ def test_quantizer(component):
 def test_space(component):
     cls = component.load()
     options = {"width": 0.25} if "width" in inspect.signature(cls).parameters else {}  # small, where it can be
+    if component.spec.name == "module":
+        options = {"source": "tests.own_networks:make", "factory": make}
     testing.check_space(lambda scheme: cls(scheme, image_size=16, num_classes=10, image_channels=1, **options))
 
 

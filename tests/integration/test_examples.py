@@ -67,3 +67,21 @@ def test_mixed_bits_configuration_is_valid(make_space):
     config = load_config(read_toml(EXAMPLES / "mixed_bits" / "mixed.toml"))
     assert config.quantization.granularity == "layer"
     assert config.search.objectives == ("accuracy", "size_bytes")
+
+
+def test_a_network_of_ones_own_becomes_a_space(monkeypatch):
+    from qnas.factories import find_factory
+    from qnas.space import QuantScheme
+
+    monkeypatch.chdir(EXAMPLES / "own_network")
+    readme = (EXAMPLES / "own_network" / "README.md").read_text()
+    assert "--space module:digit_net:DigitNet" in readme
+    space = load_registry().load("space", "module")(
+        QuantScheme((2, 4), (2, 4), "layer"), image_size=16, num_classes=10, image_channels=1,
+        source="digit_net:DigitNet", factory=find_factory("digit_net:DigitNet"), factory_options={"width": 24},
+        skip="blocks.0.*",
+    )  # fmt: skip
+    labels = {knob.label for knob in space.knobs}
+    assert "blocks.1.coarse.0.w_bits" in labels
+    assert not any(label.startswith("blocks.0") for label in labels)
+    assert {spec.out_channels for spec in space.layers(space.lowest()) if spec.kind == "conv"} == {24, 12}

@@ -13,7 +13,7 @@ from qnas.hookspecs import KINDS, ComponentSpec, hookimpl
 from qnas.plugins import load_registry
 
 BUILT_IN = {
-    "space": {"mbv1", "mbv2", "mbv3", "resnet18", "resnet20", "resnet50"},
+    "space": {"mbv1", "mbv2", "mbv3", "module", "resnet18", "resnet20", "resnet50"},
     "quantizer": {"lsq", "minmax"},
     "sampler": {"lrh", "monte-carlo", "sandwich", "uniform"},
     "supervision": {"hard", "inplace-distillation"},

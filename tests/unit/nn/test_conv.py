@@ -23,3 +23,13 @@ def test_small_depthwise_maps(size, kernel, stride):
         results.append((y.detach(), a.grad, b.grad))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "groups"), [(4, 1, 1), (3, 0, 2), (2, 0, 4), (3, 2, 1), (3, None, 2)])
+def test_any_padding_and_groups(kernel, padding, groups):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 7, 7, generator=rng)
+    w = torch.randn(8, 4 // groups, kernel, kernel, generator=rng)
+    b = torch.randn(8, generator=rng)
+    want = F.conv2d(x, w, b, 2, kernel // 2 if padding is None else padding, 1, groups)
+    torch.testing.assert_close(convolve(x, w, b, 2, groups, padding), want)
