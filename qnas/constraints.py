@@ -20,6 +20,7 @@ _PATTERN = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE_]+)\s*$")
 PROBES = 2000  # random samples from which the search for a feasible one starts
 DESCENTS = 40  # of the probes that come nearest
 ATTEMPTS = 20  # rounds of rejection before samples are drawn from conditional marginals instead
+REPAIRED = 4096  # stages of repairs that are judged at once
 MONTE_CARLO_POOL = 8000  # samples of a pool for each cost; less than for many targets, since there is one
 MONTE_CARLO_TRIES = 200  # draws of those for one sample before it is repaired instead
 
@@ -141,14 +142,17 @@ class FeasibleSet:
         """Return the samples made feasible: knobs of a feasible sample are taken over, one by one, until they are."""
         rows = indices.copy()
         wrong = np.flatnonzero(self.violation(rows) > 0)
-        orders = rng.permuted(np.tile(np.arange(rows.shape[1]), (len(wrong), 1)), axis=1)
-        for step in range(rows.shape[1]):
-            if not len(wrong):
-                break
-            columns = orders[:, step]
-            rows[wrong, columns] = self._anchor[columns]
-            left = self.violation(rows[wrong]) > 0
-            wrong, orders = wrong[left], orders[left]
+        knobs = rows.shape[1]
+        orders = rng.permuted(np.tile(np.arange(knobs), (len(wrong), 1)), axis=1)
+        at_once = max(1, REPAIRED // knobs)
+        for start in range(0, len(wrong), at_once):
+            part = wrong[start : start + at_once]
+            turns = np.argsort(orders[start : start + at_once], axis=1)  # when each knob is taken over
+            taken = turns[:, None, :] <= np.arange(knobs)[None, :, None]
+            steps = np.where(taken, self._anchor, rows[part][:, None, :])  # all stages of the repair, judged in one go
+            met = (self.violation(steps.reshape(-1, knobs)) == 0).reshape(len(part), knobs)
+            first = np.where(met.any(1), met.argmax(1), knobs - 1)
+            rows[part] = steps[np.arange(len(part)), first]
         return rows
 
     def _find_anchor(self, seed: int) -> Indices:

@@ -180,3 +180,23 @@ def test_samples_that_are_not_rare_stay_uniform():
     want = drawn[feasible.violation(drawn) == 0][:20]
     np.testing.assert_array_equal(feasible.draw(generator(0, "often"), 20), want)
     assert feasible._monte_carlo is None
+
+
+def test_repair_takes_over_one_knob_after_another_until_the_constraint_is_met(make_space, registry):
+    """The same as judging each stage of the repair by itself."""
+    space = make_space(granularity="layer")
+    table = CostTable(space, {"bitops": registry.load("cost", "bitops")})
+    limit = int(np.quantile(table.costs(space.draw(generator(0, "t"), 500))["bitops"], 0.02))
+    feasible = FeasibleSet(table, [parse_constraint(f"bitops<={limit}", ["bitops"])], 0)
+    rows = space.draw(generator(1, "t"), 60)
+    repaired = feasible.repair(rows, generator(2, "t"))
+    want, wrong = rows.copy(), np.flatnonzero(feasible.violation(rows) > 0)
+    orders = generator(2, "t").permuted(np.tile(np.arange(rows.shape[1]), (len(wrong), 1)), axis=1)
+    for row, order in zip(wrong, orders, strict=True):
+        for column in order:
+            want[row, column] = feasible._anchor[column]
+            if feasible.violation(want[row][None])[0] == 0:
+                break
+    np.testing.assert_array_equal(repaired, want)
+    assert len(wrong) > 40
+    assert (feasible.violation(repaired) == 0).all()
