@@ -443,6 +443,9 @@ class _Given:
     def __init__(self, bits):
         self.bits = bits
 
+    def prepare(self, x, ctx: SiteContext):
+        return x
+
     def export(self, ctx: SiteContext):
         return AffineGrid(torch.tensor(0.01), 0, -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 

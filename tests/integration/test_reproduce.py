@@ -72,4 +72,4 @@ def test_multiquant(tmp_path):
     at = found["mixed"]["searched"]["4"]
     assert at["mixed"]["bitops"] < 1.4 * at["uniform"]["bitops"]
     assert sum(at["w_bits"]) <= 4 * len(at["w_bits"])
-    assert (tmp_path / "out.md").read_text().count("### ") == 6
+    assert (tmp_path / "out.md").read_text().count("### ") == 8

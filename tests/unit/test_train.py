@@ -339,6 +339,9 @@ class Poisoned:
     def __init__(self, inner, at):
         self.inner, self.at, self.calls = inner, at, 0
 
+    def begin_stage(self, quantized, epoch):
+        self.inner.begin_stage(quantized, epoch)
+
     def begin_step(self, images, labels):
         self.inner.begin_step(images, labels)
 

@@ -23,6 +23,7 @@ OPTIONS = {  # of each role: what changes the grid or what bit-widths share
         "weight": [{}, {"per_channel": True}, {"asymmetric": True}, {"asymmetric": True, "per_channel": True}],
         "activation": [{}, {"asymmetric": True}],
     },
+    "robustquant": {"weight": [{}], "activation": [{}]},
     "multiquant": {
         "weight": [{}, {"zero_point": "learned"}],
         "activation": [{}, {"zero_point": "learned"}],
