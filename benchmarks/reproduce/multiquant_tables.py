@@ -97,7 +97,7 @@ def _sampling(seeds: Json) -> str:
     for name, seed in seeds.items():
         found = seed.get("mixed", {}).get("sampling")
         for sampler in ("uniform", "monte-carlo") if found else ():
-            numbers = [f"{value:.2f}" for value in found[sampler].values()]
+            numbers = [f"{found[sampler][name]:.2f}" for name in ("all", "lowest third", "highest third")]
             rows.append([f"{sampler}, seed {name}", str(found["fitted"]), str(found["scored"]), *numbers])
     return _table(["samples", "fitted to", "scored on", "tau, all", "lowest third", "highest third"], rows)
 
