@@ -56,16 +56,16 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "One bit-width in all layers, each in turn (Any-Precision)",
     )
     yield ComponentSpec(
-        "supervision",
-        "recursive-distillation",
-        "qnas_plugins.supervisions.recursive:RecursiveDistillation",
-        "The first subnet learns the labels, each other from the one before (Any-Precision)",
-    )
-    yield ComponentSpec(
         "sampler",
         "monte-carlo",
         "qnas_plugins.samplers.monte_carlo:MonteCarloSampler",
         "Wanted average bit-widths, by default all of them evenly (MultiQuant)",
+    )
+    yield ComponentSpec(
+        "supervision",
+        "recursive-distillation",
+        "qnas_plugins.supervisions.recursive:RecursiveDistillation",
+        "The first subnet learns the labels, each other from the one before (Any-Precision)",
     )
     yield ComponentSpec(
         "supervision",
