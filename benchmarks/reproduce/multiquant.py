@@ -37,7 +37,12 @@ from qnas.plugins import load_registry
 from qnas.run import Run
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
-EPOCHS = {"float": 15, "trained": 10, "robustquant": 20, "anyprecision": 8}
+EPOCHS = {
+    "float": 15,
+    "trained": 10,
+    "robustquant": 40,
+    "anyprecision": 8,
+}  # equal image passes of supernets and rivals
 SUPERVISIONS = {"hard": "hard", "smooth": "label-smoothing", "adaptive": "adaptive-label"}
 QAT = {"qat-2": 2, "qat-4": 4, "qat-8": 8}
 RIVALS = ("anyprecision", "robustquant")
