@@ -60,13 +60,21 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
 
 
 def _deployed(run: Run, front: dict[str, Any]) -> dict[str, Any]:
-    """Export and verify the chosen subnet of a search; a stage without quantizers has nothing to deploy."""
+    """Export and verify the chosen subnet of a search; a stage without quantizers has nothing to deploy.
+
+    A quantizer whose weights no integer kernel can multiply is told, and ends nothing.
+    """
     from qnas.choice import find
+    from qnas.errors import ExportError
 
     choice = find(run, None, search=front["search"])
     if "float" in run.stages.evaluator(choice.stage).supernet.mode:
         return {}
-    exported = run.export(choice.sample, choice.stage)
+    try:
+        exported = run.export(choice.sample, choice.stage)
+    except ExportError as error:  # what was searched is no less true, and the report is still to come
+        click.echo(f"Not exported: {error}", err=True)
+        return {"export_error": str(error)}
     return {"export": exported, "verify": run.verify(choice.sample, choice.stage)}
 
 

@@ -22,9 +22,9 @@ class DoReFa(Quantizer):
 
     There ``w' = tanh(w) / max |tanh(w)|`` and ``E = mean |w|``, of all active weights, E without a gradient. Rounding
     is straight-through. The ``2^b`` levels of weights are symmetric about 0 and leave 0 out, so they have no integer
-    zero point: their grid is a table, and layers with such weights stay in float when exported. Activations that can
-    be negative are cut at -1 and 1. What has fixed bits (first and last layer, sums) DoReFa leaves in float; here
-    its grid follows the range that is seen (``minmax``).
+    zero point: their grid is a table, which no integer kernel multiplies, so such a net is judged but not exported.
+    Activations that can be negative are cut at -1 and 1. What has fixed bits (first and last layer, sums) DoReFa leaves
+    in float; here its grid follows the range that is seen (``minmax``).
 
     Args:
         site: where it works.
