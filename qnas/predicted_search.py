@@ -107,13 +107,13 @@ class PredictedSearch(Search):
         """Leave the strategy as it is: it is done."""
 
     def _state(self) -> State:
-        kept = [{"key": t.key, "sample": t.sample, "metrics": t.metrics, "violation": t.violation} for t in self.kept]
+        kept = [trial.to_state() for trial in self.kept]
         return {**super()._state(), "predicted": self.predicted, "kept": kept, "chosen": self._chosen}
 
     def _load_state(self, state: State) -> None:
         super()._load_state(state)
         self.predicted, self._chosen = int(state["predicted"]), bool(state["chosen"])
-        self.kept = [Trial(t["key"], t["sample"], t["metrics"], t["violation"]) for t in state["kept"]]
+        self.kept = [Trial.of_state(kept) for kept in state["kept"]]
 
     def _said_of_predictor(self) -> dict[str, Any]:
         metric = self.evaluator.task.metric

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,9 @@ def draw_samples(registry: Registry, space: SearchSpace, settings: PredictorConf
 
 def check_predictor(registry: Registry, config: RunConfig) -> None:
     """Raise ``ConfigError`` or ``PluginError`` for what would stop a search on predictions later."""
-    settings, name = config.predictor, config.search.predictor
-    options = settings.options if name == settings.name else {}
-    make(registry.load("predictor", str(name)), f"predictor {name!r}", "predictor.options", options, seed=0)
+    settings = settings_of(config, config.search.predictor)
+    predictor, options = f"predictor {settings.name!r}", settings.options
+    make(registry.load("predictor", settings.name), predictor, "predictor.options", options, seed=0)
     sampler, section = f"sampler {settings.sampler!r}", "predictor.sampler_options"
     make(registry.load("sampler", settings.sampler), sampler, section, settings.sampler_options)
 
@@ -197,17 +197,6 @@ class StagePredictor:
         )
         return predictor
 
-    def _identity(self, judged: Judged) -> Json:
-        """Return what decides a fit, but for the judged subnets themselves."""
-        settings = self.settings
-        return {
-            "name": settings.name,
-            "options": settings.options,
-            "holdout": settings.holdout,
-            "seed": self.run.config.seed,
-            "samples": judged.identity,
-        }
-
     def fit(self) -> Json:
         """Fit to all judged subnets but those held out, score on these, and write both files.
 
@@ -217,27 +206,28 @@ class StagePredictor:
         from safetensors.numpy import save_file
 
         judged = self.judged()
-        order = generator(self.run.config.seed, "holdout").permutation(len(judged.samples))
-        held = order[: max(2, round(self.settings.holdout * len(order)))]
+        settings, seed = self.settings, self.run.config.seed
+        order = generator(seed, "holdout").permutation(len(judged.samples))
+        held = order[: max(2, round(settings.holdout * len(order)))]
         learned = order[len(held) :]
         encoded = self.space.encode(self.space.indices(judged.samples))
         predictor = self.make()
         predictor.fit(encoded[learned], judged.scores[learned])
         state = {name: np.ascontiguousarray(array) for name, array in predictor.state_dict().items()}
         value = {
-            **self._identity(judged),
+            "name": settings.name,
+            "options": settings.options,
+            "holdout": settings.holdout,
+            "seed": seed,
+            "samples": judged.identity,
             "stage": self.stage,
             "fitted": len(learned),
             "held_out": len(held),
-            "score": score(predictor.predict(encoded[held]), judged.scores[held], judged.correct[held], self._seed),
+            "score": score(predictor.predict(encoded[held]), judged.scores[held], judged.correct[held], seed),
         }
         write_atomically(self.folder / WEIGHTS, lambda partial: save_file(state, partial))
         write_json(self.folder / SCORE, value)
         return value
-
-    @property
-    def _seed(self) -> int:
-        return self.run.config.seed
 
     def score(self) -> Json:
         """Return what ``predictor.json`` holds, fitted before.
@@ -259,9 +249,8 @@ class StagePredictor:
         from safetensors.numpy import load_file
 
         stored = self.score()
-        predictor = StagePredictor(
-            self.run, replace_settings(self.settings, stored["name"], stored["options"]), self.stage
-        ).make()
+        fitted = self.settings.model_copy(update={"name": stored["name"], "options": stored["options"]})
+        predictor = StagePredictor(self.run, fitted, self.stage).make()
         try:
             predictor.load_state_dict(load_file(self.folder / WEIGHTS))
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
@@ -273,7 +262,7 @@ class StagePredictor:
 
     def speed(self) -> float:
         """Return how many encoded samples a second the fitted predictor scores on this machine, the best of five."""
-        encoded = self.space.encode(self.space.draw(generator(self._seed, "speed"), SPEED_SAMPLES))
+        encoded = self.space.encode(self.space.draw(generator(self.run.config.seed, "speed"), SPEED_SAMPLES))
         predictor, least = self.load(), float("inf")
         for _ in range(5):
             start = time.perf_counter()
@@ -295,9 +284,11 @@ class StagePredictor:
         return stored if same and (self.folder / WEIGHTS).is_file() else self.fit()
 
 
-def replace_settings(settings: PredictorConfig, name: str, options: Mapping[str, Any]) -> PredictorConfig:
-    """Return the settings with another predictor."""
-    return settings.model_copy(update={"name": name, "options": dict(options)})
+def settings_of(config: RunConfig, name: str | None = None) -> PredictorConfig:
+    """Return the settings of a predictor, by default the configured one; another has its own defaults as options."""
+    settings = config.predictor
+    other = name is not None and name != settings.name
+    return settings.model_copy(update={"name": name, "options": {}}) if other else settings
 
 
 def score(predicted: Array, measured: Array, correct: Array, seed: int) -> Json:

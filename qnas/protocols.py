@@ -164,6 +164,15 @@ class Trial:
     violation: float = 0.0
     extra: State = field(default_factory=dict)
 
+    def to_state(self) -> State:
+        """Return it JSON-safe, as states keep it; ``extra`` is left out."""
+        return {"key": self.key, "sample": self.sample, "metrics": self.metrics, "violation": self.violation}
+
+    @classmethod
+    def of_state(cls, state: State) -> Trial:
+        """Return what :meth:`to_state` gave."""
+        return cls(state["key"], dict(state["sample"]), dict(state["metrics"]), float(state["violation"]))
+
 
 @dataclass(frozen=True)
 class SearchProblem:

@@ -375,12 +375,9 @@ class Run:
 
     def predictor(self, stage: str | None = None, name: str | None = None) -> StagePredictor:
         """Return the predictor of one stage's subnets, by default the last one's and the configured one."""
-        from qnas.predictor import StagePredictor
+        from qnas.predictor import StagePredictor, settings_of
 
-        settings = self.config.predictor
-        if name is not None and name != settings.name:
-            settings = settings.model_copy(update={"name": name, "options": {}})
-        return StagePredictor(self, settings, stage)
+        return StagePredictor(self, settings_of(self.config, name), stage)
 
     def fronts(self) -> list[dict[str, Any]]:
         """Return every finished search's front, oldest first."""

@@ -160,15 +160,10 @@ class Trainer:
         self.recorder = recorder or NullRecorder()
         self.progress = Progress()
         self.view = supernet.space
+        self.num_subnets = settings.num_subnets  # a step of the stage under way
         self.optimizer: torch.optim.Optimizer | None = None
         self.probe = Probe(supernet)
         self._largest_macs = sum(layer.macs for layer in supernet.space.layers(supernet.space.highest()))
-
-    @property
-    def num_subnets(self) -> int:
-        """Subnets a step of the stage under way: one where all that the sampler can draw compute the same."""
-        searched = self.stages[self.progress.stage].searched(self.supernet.space)
-        return 1 if all(len(knob.choices) == 1 for knob in searched.knobs) else self.settings.num_subnets
 
     @property
     def finished(self) -> bool:
@@ -200,6 +195,8 @@ class Trainer:
         stage = self.stages[self.progress.stage]
         self.recorder.record("stage", {"name": stage.name, "epochs": stage.epochs, "steps": self.batches.steps})
         self.view = stage.view(self.supernet.space)
+        alike = all(len(knob.choices) == 1 for knob in stage.searched(self.supernet.space).knobs)
+        self.num_subnets = 1 if alike else self.settings.num_subnets  # where all compute the same, one is enough
         earlier = self.stages[: self.progress.stage]
         known = {*self.started, *(role for s in earlier for role in s.quantized_roles)}
         new = [role for role in stage.quantized_roles if stage.restart or role not in known]

@@ -6,8 +6,6 @@ Neural Networks", AAAI 2021, https://arxiv.org/abs/1911.07346, whose code scales
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -103,8 +101,3 @@ class DoReFa(Quantizer):
     def takes_ranges(self) -> bool:
         """Whether the grid follows a range."""
         return self.edge is not None
-
-    @classmethod
-    def has_weight_zero_points(cls, **options: Any) -> bool:
-        """Tell that a table needs none."""
-        return False

@@ -36,7 +36,7 @@ class RobustQuant(MultiQuant):
             )
         super().__init__(site)
         self.kurtosis = kurtosis
-        self.weight = penalty
+        self.strength = penalty
         self._seen: Tensor | None = None
 
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
@@ -47,9 +47,9 @@ class RobustQuant(MultiQuant):
     def penalty(self, ctx: SiteContext) -> Tensor | None:
         """Return the term of the weights that were rounded last, ``[]``; ``None`` for activations."""
         weights, self._seen = self._seen, None
-        if weights is None or not self.weight:
+        if weights is None or not self.strength:
             return None
-        return self.weight * (kurtosis(weights) - self.kurtosis) ** 2
+        return self.strength * (kurtosis(weights) - self.kurtosis) ** 2
 
 
 def kurtosis(x: Tensor) -> Tensor:

@@ -14,14 +14,11 @@ import numpy as np
 from qnas.errors import ConfigError
 from qnas.pareto import best_first
 from qnas.protocols import SearchProblem, State, Trial
-from qnas.rng import generator
-from qnas.space import Indices, Sample
-from qnas_strategies.breeding import cross, mutate, packed, unpacked
-
-TRIES = 200  # children bred in search of one that was not asked before
+from qnas.space import Indices
+from qnas_strategies.breeding import TRIES, Generations, cross, mutate
 
 
-class Evolution:
+class Evolution(Generations):
     """Keeps the best of each generation as parents and fills the next with their mutants and crossings.
 
     With several objectives the best are those of the first fronts, the lonelier ones first. Children that violate a
@@ -53,51 +50,23 @@ class Evolution:
                 f"Strategy evolution: population must be at least 2 and shares from 0 to 1; given: "
                 f"{', '.join(wrong) or f'population={population}'}. Change [search.options]."
             )
-        self.problem = problem
-        self.population = population
+        super().__init__(problem, population, "evolution")
         self.num_parents = max(1, round(parents * population))
         self.mutation_share = mutation_share
         self.mutation_probability = mutation_probability
         self.extremes = extremes
-        self._bred = 0
         self._generation: list[Trial] = []  # parents, then the children told so far
-        self._asked = 0  # children of the generation under way
         self._told = 0
         self._first = True
-        self._seen: list[str] = []
 
-    def ask(self, n: int) -> list[Sample]:
-        """Return at most ``n`` children of the generation under way; none when no new subnet can be bred."""
+    def _begin_generation(self) -> None:
         if self._told >= self.population:
-            self._next_generation()
-        samples = []
-        seen = set(self._seen)
-        while len(samples) < n and self._asked < self.population:
-            sample = self._new_child(seen)
-            if sample is None:
-                break
-            samples.append(sample)
-            self._asked += 1
-        return samples
+            self._generation = best_first(self._generation, self.problem.objectives)[: self.num_parents]
+            self._first = False
+            self._asked = self._told = 0
 
-    def _next_generation(self) -> None:
-        self._generation = best_first(self._generation, self.problem.objectives)[: self.num_parents]
-        self._first = False
-        self._asked = self._told = 0
-
-    def _new_child(self, seen: set[str]) -> Sample | None:
-        space = self.problem.space
-        for attempt in range(TRIES):
-            rng = generator(self.problem.seed, "evolution", self._bred)
-            self._bred += 1
-            row = self._child(rng, attempt)
-            sample = space.sample(self.problem.repair(row[None], rng)[0])
-            key = space.key(sample)
-            if key not in seen:
-                seen.add(key)
-                self._seen.append(key)
-                return sample
-        return None
+    def _row(self, rng: np.random.Generator, attempt: int) -> Indices:
+        return self.problem.repair(self._child(rng, attempt)[None], rng)[0]
 
     def _child(self, rng: np.random.Generator, attempt: int) -> Indices:
         """Return one child's positions ``[num_knobs]``; after many failures a random one."""
@@ -124,7 +93,7 @@ class Evolution:
             "told": self._told,
             "first": self._first,
             "seen": list(self._seen),
-            "generation": packed(self._generation),
+            "generation": [trial.to_state() for trial in self._generation],
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -134,4 +103,4 @@ class Evolution:
         self._told = int(state["told"])
         self._first = bool(state["first"])
         self._seen = list(state["seen"])
-        self._generation = unpacked(state["generation"])
+        self._generation = [Trial.of_state(trial) for trial in state["generation"]]

@@ -14,15 +14,13 @@ import numpy as np
 from qnas.errors import ConfigError
 from qnas.pareto import best_first
 from qnas.protocols import SearchProblem, State, Trial
-from qnas.rng import generator
-from qnas.space import Indices, Sample
-from qnas_strategies.breeding import cross, mutate, packed, unpacked
+from qnas.space import Indices
+from qnas_strategies.breeding import TRIES, Generations, cross, mutate
 
-TRIES = 200  # children bred in search of one that was not asked before
 LITTER = 20  # children of one kind, of which the first that meets the constraints is taken
 
 
-class Genetic:
+class Genetic(Generations):
     """Breeds each generation from the elitists, the best of all subnets judged so far.
 
     Targets are constraints on costs, such as ``avg_w_bits<=3`` and ``avg_a_bits<=3``. The first population meets them:
@@ -49,8 +47,7 @@ class Genetic:
         elites: int | None = None,
         mutation_probability: float = 0.1,
     ) -> None:
-        self.problem = problem
-        self.population = population
+        super().__init__(problem, population, "genetic")
         self.num_mutants = population // 2 if mutants is None else mutants
         self.num_elites = max(1, population // 4) if elites is None else elites
         self.mutation_probability = mutation_probability
@@ -67,48 +64,20 @@ class Genetic:
             )
         self._elites: list[Trial] = []
         self._told: list[Trial] = []  # of the generation under way
-        self._asked = 0  # likewise
-        self._bred = 0
-        self._seen: list[str] = []
-
-    def ask(self, n: int) -> list[Sample]:
-        """Return at most ``n`` subnets of the generation under way; none when no new subnet can be bred."""
-        if len(self._told) >= self.population:
-            self._next_generation()
-        samples: list[Sample] = []
-        seen = set(self._seen)
-        while len(samples) < n and self._asked < self.population:
-            sample = self._new(seen)
-            if sample is None:
-                break
-            samples.append(sample)
-            self._asked += 1
-        return samples
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Add judged subnets to the generation under way."""
         self._told.extend(trials)
 
-    def _next_generation(self) -> None:
-        self._elites = best_first([*self._elites, *self._told], self.problem.objectives)[: self.num_elites]
-        self._told, self._asked = [], 0
+    def _begin_generation(self) -> None:
+        if len(self._told) >= self.population:
+            self._elites = best_first([*self._elites, *self._told], self.problem.objectives)[: self.num_elites]
+            self._told, self._asked = [], 0
 
-    def _new(self, seen: set[str]) -> Sample | None:
-        space = self.problem.space
-        for attempt in range(TRIES):
-            rng = generator(self.problem.seed, "genetic", self._bred)
-            self._bred += 1
-            if not self._elites or attempt >= TRIES // 2:
-                row = self.problem.draw(rng, 1)[0]
-            else:
-                row = self._feasible(self._litter(rng), rng)
-            sample = space.sample(row)
-            key = space.key(sample)
-            if key not in seen:
-                seen.add(key)
-                self._seen.append(key)
-                return sample
-        return None
+    def _row(self, rng: np.random.Generator, attempt: int) -> Indices:
+        if not self._elites or attempt >= TRIES // 2:
+            return self.problem.draw(rng, 1)[0]
+        return self._feasible(self._litter(rng), rng)
 
     def _litter(self, rng: np.random.Generator) -> Indices:
         """Return ``[LITTER, num_knobs]`` children: mutants first in each generation, then crossings."""
@@ -128,8 +97,8 @@ class Genetic:
     def state_dict(self) -> State:
         """Return the elitists, the generation under way, counters and the keys asked."""
         return {
-            "elites": packed(self._elites),
-            "told": packed(self._told),
+            "elites": [trial.to_state() for trial in self._elites],
+            "told": [trial.to_state() for trial in self._told],
             "asked": self._asked,
             "bred": self._bred,
             "seen": list(self._seen),
@@ -137,7 +106,7 @@ class Genetic:
 
     def load_state_dict(self, state: State) -> None:
         """Take up a state."""
-        self._elites, self._told = unpacked(state["elites"]), unpacked(state["told"])
+        self._elites, self._told = ([Trial.of_state(t) for t in state[name]] for name in ("elites", "told"))
         self._asked = int(state["asked"])
         self._bred = int(state["bred"])
         self._seen = list(state["seen"])

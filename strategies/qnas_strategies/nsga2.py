@@ -172,8 +172,8 @@ class NSGA2:
             "asked": self._asked,
             "waiting": self._waiting,
             "seen": list(self._seen),
-            "survivors": [_plain(t) for t in self._survivors],
-            "children": [_plain(t) for t in self._children],
+            "survivors": [t.to_state() for t in self._survivors],
+            "children": [t.to_state() for t in self._children],
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -182,8 +182,8 @@ class NSGA2:
         self._asked = int(state["asked"])
         self._waiting = None if state["waiting"] is None else [dict(sample) for sample in state["waiting"]]
         self._seen = list(state["seen"])
-        self._survivors = [_trial(t) for t in state["survivors"]]
-        self._children = [_trial(t) for t in state["children"]]
+        self._survivors = [Trial.of_state(t) for t in state["survivors"]]
+        self._children = [Trial.of_state(t) for t in state["children"]]
 
 
 def _better(pop: Any, pairs: Any, random_state: np.random.Generator, **_: Any) -> Any:
@@ -194,11 +194,3 @@ def _better(pop: Any, pairs: Any, random_state: np.random.Generator, **_: Any) -
         coin = random_state.random() < 0.5
         winners.append(a if first < second or (first == second and coin) else b)
     return np.array(winners)[:, None]
-
-
-def _plain(trial: Trial) -> State:
-    return {"key": trial.key, "sample": trial.sample, "metrics": trial.metrics, "violation": trial.violation}
-
-
-def _trial(state: State) -> Trial:
-    return Trial(state["key"], dict(state["sample"]), dict(state["metrics"]), float(state["violation"]))
