@@ -22,17 +22,15 @@ trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digi
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import multiquant_claims as claims
 import multiquant_tables as tables
+import shared
 
 from qnas.config import load_config
-from qnas.files import write_json, write_text
 from qnas.plugins import load_registry
 from qnas.run import Run
 
@@ -143,14 +141,6 @@ def _take_stages(source: Path, target: Path, count: int) -> None:
         partial.rename(target / "stages")
 
 
-def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a file holds; where there is none, make it first."""
-    if not path.is_file():
-        write_json(path, make())
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return everything of one seed that is asked for."""
     found: dict[str, Any] = {"arms": {}}
@@ -160,11 +150,14 @@ def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             folder = run.store.path
             at = {"passes": run.progress().image_passes}
             if "uniform" in parts:
-                at["uniform"] = stored(folder / "uniform.json", lambda run=run: claims.uniform(run, QAT.get(arm)))  # type: ignore[misc]  # noqa: B023
+                only = QAT.get(arm)
+                at["uniform"] = shared.stored(
+                    folder / "uniform.json", lambda run=run, only=only: claims.uniform(run, only)
+                )  # type: ignore[misc]
             if "competition" in parts and arm in ("base", *SUPERVISIONS):
-                at["competition"] = stored(folder / "competition.json", lambda run=run: claims.competition(run))  # type: ignore[misc]
+                at["competition"] = shared.stored(folder / "competition.json", lambda run=run: claims.competition(run))  # type: ignore[misc]
             if "mixed" in parts and arm == "adaptive":
-                found["mixed"] = stored(folder / "mixed.json", lambda run=run: claims.mixed(run, args.quick))  # type: ignore[misc]
+                found["mixed"] = shared.stored(folder / "mixed.json", lambda run=run: claims.mixed(run, args.quick))  # type: ignore[misc]
             found["arms"][arm] = at
     return found
 
@@ -172,14 +165,7 @@ def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 def main() -> None:
     args = parse()
     seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
-    found: dict[str, Any] = {}
-    for seed in seeds:
-        found[str(seed)] = reproduce(args, seed)
-        value = {"seeds": found, "summary": claims.summary(found)}
-        write_json(args.out, value)
-        text = tables.markdown(value)
-        write_text(args.out.with_suffix(".md"), text)
-        print(text, flush=True)
+    shared.report(seeds, lambda seed: reproduce(args, seed), claims.summary, tables.markdown, args.out)
 
 
 if __name__ == "__main__":

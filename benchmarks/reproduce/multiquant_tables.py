@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from shared import table
 
 Json = Mapping[str, Any]
 BITS = [str(bits) for bits in range(2, 9)]
@@ -24,14 +26,6 @@ def markdown(value: Json) -> str:
         ("MAC-weighted image passes for N deployment scenarios", _scenarios(summary["scenarios"])),
     ]
     return "\n".join(f"### {title}\n\n{table}\n" for title, table in parts if table)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    listed = list(rows)
-    if not listed:
-        return ""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *listed]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _mean(entry: Json | None, *, factor: float = 100, sign: bool = False) -> str:
@@ -55,12 +49,12 @@ def _uniform(summary: Json, kind: str) -> str:
     arms = summary.get(kind, {})
     rows = ([bits, *(_mean(arms[arm].get(bits)) for arm in arms)] for bits in BITS)
     names = {"base": "PTQ (LAPQ)"}
-    return _table(["bits", *(names.get(arm, arm) for arm in arms)], (row for row in rows if any(row[1:])))
+    return table(["bits", *(names.get(arm, arm) for arm in arms)], (row for row in rows if any(row[1:])))
 
 
 def _differences(summary: Json) -> str:
     rows = ([name, _mean(entry, sign=True), _resolved(entry)] for name, entry in summary.items())
-    return _table(["difference in points", "mean over seeds [95% interval]", "resolved"], rows)
+    return table(["difference in points", "mean over seeds [95% interval]", "resolved"], rows)
 
 
 def _competition(seeds: Json) -> str:
@@ -79,7 +73,7 @@ def _competition(seeds: Json) -> str:
                 values = [entry[name] for entry in by_bits.get(bits, [])]
                 cells.append(f"{sum(values) / len(values):.{digits}f}" if values else "")
             rows.append([f"{'PTQ' if arm == 'base' else arm}, {label} label: {name}", *cells])
-    return _table(["net, label", *(f"{bits} bits" for bits in BITS)], rows)
+    return table(["net, label", *(f"{bits} bits" for bits in BITS)], rows)
 
 
 def _predictors(summary: Json) -> str:
@@ -89,7 +83,7 @@ def _predictors(summary: Json) -> str:
         if found:
             names = ("tau", "ceiling tau", "pearson", "ceiling pearson")
             rows.append([sampler, *(_mean(found[name], factor=1) for name in names)])
-    return _table(["samples", "Kendall tau", "two halves: tau", "Pearson", "two halves: Pearson"], rows)
+    return table(["samples", "Kendall tau", "two halves: tau", "Pearson", "two halves: Pearson"], rows)
 
 
 def _sampling(seeds: Json) -> str:
@@ -99,7 +93,7 @@ def _sampling(seeds: Json) -> str:
         for sampler in ("uniform", "monte-carlo") if found else ():
             numbers = [f"{found[sampler][name]:.2f}" for name in ("all", "lowest third", "highest third")]
             rows.append([f"{sampler}, seed {name}", str(found["fitted"]), str(found["scored"]), *numbers])
-    return _table(["samples", "fitted to", "scored on", "tau, all", "lowest third", "highest third"], rows)
+    return table(["samples", "fitted to", "scored on", "tau, all", "lowest third", "highest third"], rows)
 
 
 def _passes(seeds: Json) -> str:
@@ -108,7 +102,7 @@ def _passes(seeds: Json) -> str:
     for arm in arms:
         passes = [seed["arms"][arm]["passes"] for seed in seeds.values() if arm in seed["arms"]]
         rows.append([arm, f"{sum(passes) / len(passes):,.0f}", str(len(passes))])
-    return _table(["", "image passes", "seeds"], rows)
+    return table(["", "image passes", "seeds"], rows)
 
 
 def _mixed(seeds: Json, summary: Json) -> str:
@@ -128,11 +122,11 @@ def _mixed(seeds: Json, summary: Json) -> str:
                     ]
                 )
         rows.append([f"average <= {target}, over seeds", "", "", _mean(entry, sign=True), ""])
-    return _table(["", "mixed", "uniform", "difference", "BitOPs, mixed over uniform"], rows)
+    return table(["", "mixed", "uniform", "difference", "BitOPs, mixed over uniform"], rows)
 
 
 def _scenarios(summary: Json) -> str:
     if not summary:
         return ""
     rows = ([n, f"{at['qat']:,.0f}", f"{at['supernet']:,.0f}"] for n, at in summary["of"].items())
-    return _table(["N", "QAT for each", "one supernet"], rows)
+    return table(["N", "QAT for each", "one supernet"], rows)

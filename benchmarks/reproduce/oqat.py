@@ -20,17 +20,15 @@ trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digi
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import oqat_claims as claims
 import oqat_tables as tables
+import shared
 
 from qnas.config import load_config
-from qnas.files import write_json, write_text
 from qnas.plugins import load_registry
 from qnas.rank import draw_distinct
 from qnas.run import Run
@@ -131,14 +129,6 @@ def judged(run: Run, quick: bool) -> dict[str, Any]:
     }
 
 
-def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a file holds; where there is none, make it first."""
-    if not path.is_file():
-        write_json(path, make())
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return everything of one seed that is asked for."""
     found: dict[str, Any] = {"arms": {}}
@@ -149,31 +139,24 @@ def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         for arm in ARMS:
             with trained(args, seed, arm, init) as run:
                 file = run.store.path / "judged.json"
-                found["arms"][arm] = stored(file, lambda run=run: judged(run, args.quick))  # type: ignore[misc]
+                found["arms"][arm] = shared.stored(file, lambda run=run: judged(run, args.quick))  # type: ignore[misc]
         with trained(args, seed, "inherit", init) as run:
             folder = run.store.path
             found["passes"] = {e["stage"]: e["image_passes"] for e in run.progress().history}  # at each stage's end
             if "ranks" in parts:
-                found["ranks"] = stored(folder / "ranks.json", lambda: claims.ranks(plain, run, args.quick))
+                found["ranks"] = shared.stored(folder / "ranks.json", lambda: claims.ranks(plain, run, args.quick))
             if "searched" in parts:
-                found["searched"] = stored(folder / "searched.json", lambda: claims.searched(run, args.quick))
+                found["searched"] = shared.stored(folder / "searched.json", lambda: claims.searched(run, args.quick))
             if "retrained" in parts and "searched" in found:
                 make = lambda: claims.retrained(run, found["searched"], args.quick)  # noqa: E731
-                found["retrained"] = stored(folder / "retrained.json", make)
+                found["retrained"] = shared.stored(folder / "retrained.json", make)
     return found
 
 
 def main() -> None:
     args = parse()
     seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
-    found: dict[str, Any] = {}
-    for seed in seeds:
-        found[str(seed)] = reproduce(args, seed)
-        value = {"seeds": found, "summary": claims.summary(found)}
-        write_json(args.out, value)
-        text = tables.markdown(value)
-        write_text(args.out.with_suffix(".md"), text)
-        print(text, flush=True)
+    shared.report(seeds, lambda seed: reproduce(args, seed), claims.summary, tables.markdown, args.out)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from shared import table
 
 Json = Mapping[str, Any]
 
@@ -24,14 +26,6 @@ def markdown(value: Json) -> str:
     return "\n".join(f"### {title}\n\n{table}\n" for title, table in parts if table)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    listed = list(rows)
-    if not listed:
-        return ""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *listed]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
@@ -45,7 +39,7 @@ def _points(entry: Json) -> str:
 
 def _differences(entries: Iterable[tuple[str, Json]]) -> str:
     rows = [(name, _points(e), "yes" if e["resolved"] else "not resolved") for name, e in entries]
-    return _table(("difference, points", "mean [95% interval] over seeds", "resolved"), rows)
+    return table(("difference, points", "mean [95% interval] over seeds", "resolved"), rows)
 
 
 def _flat(searched: Json) -> list[tuple[str, Json]]:
@@ -58,7 +52,7 @@ def _arms(seeds: Json) -> str:
         for arm in ("direct", "inherit", "restart")
         for seed, f in ((seed, s["arms"][arm]) for seed, s in seeds.items())
     ]
-    return _table(("arm", "seed", "largest, %", "8 random, mean, %", "smallest, %", "image passes"), rows)
+    return table(("arm", "seed", "largest, %", "8 random, mean, %", "smallest, %", "image passes"), rows)
 
 
 def _ranks(summary: Json) -> str:
@@ -74,7 +68,7 @@ def _ranks(summary: Json) -> str:
         "correlation without noise",
         "lost by choosing in float, points",
     )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _number(entry: Json | None) -> str:
@@ -91,7 +85,7 @@ def _searched(seeds: Json) -> str:
         for name, b in s.get("searched", {}).get("budgets", {}).items():
             mean = sum(b["random"]) / len(b["random"]) if b["random"] else float("nan")
             rows.append((name, seed, f"{b['bitops']:,}", _percent(b["searched"]), _percent(b["fixed"]), _percent(mean)))
-    return _table(("budget of", "seed", "BitOPs", "searched, %", "fixed, %", "random, mean, %"), sorted(rows))
+    return table(("budget of", "seed", "BitOPs", "searched, %", "fixed, %", "random, mean, %"), sorted(rows))
 
 
 def _retrained(seeds: Json) -> str:
@@ -102,7 +96,7 @@ def _retrained(seeds: Json) -> str:
             scores = [_percent(r[name]) for name in ("supernet", "finetuned", "float")]
             rows.append((seed, *scores, f"{r['passes']['finetuned']:,.0f}", f"{r['passes']['float']:,.0f}"))
     header = ("seed", "supernet's, %", "finetuned, %", "from float, %", "passes, finetuned", "passes, from float")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _scenarios(found: Json) -> str:
@@ -110,4 +104,4 @@ def _scenarios(found: Json) -> str:
         return ""
     counts = next(iter(found["by"].values()))
     rows = [(name, *(f"{n:,.0f}" for n in by.values())) for name, by in found["by"].items()]
-    return _table(("recipe", *(f"N = {n}" for n in counts)), rows)
+    return table(("recipe", *(f"N = {n}" for n in counts)), rows)

@@ -1,0 +1,45 @@
+"""What the evidence scripts share: parts that are made once, tables, and results that are written seed by seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qnas.files import write_json, write_text
+
+
+def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file holds; where there is none, make it first."""
+    if not path.is_file():
+        write_json(path, make())
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def report(
+    seeds: Iterable[int],
+    reproduce: Callable[[int], dict[str, Any]],
+    summary: Callable[[Mapping[str, Any]], dict[str, Any]],
+    markdown: Callable[[Mapping[str, Any]], str],
+    out: Path,
+) -> None:
+    """Reproduce one seed after another; after each, write JSON and tables of all so far, and print the tables."""
+    found: dict[str, Any] = {}
+    for seed in seeds:
+        found[str(seed)] = reproduce(seed)
+        value = {"seeds": found, "summary": summary(found)}
+        write_json(out, value)
+        text = markdown(value)
+        write_text(out.with_suffix(".md"), text)
+        print(text, flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, numbers to the right; nothing without rows."""
+    listed = list(rows)
+    if not listed:
+        return ""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *listed]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
