@@ -288,8 +288,28 @@ def subnet_calibrators(registry: Registry, config: RunConfig) -> list[Calibrator
     options = config.evaluation.options
     return [
         _calibrator(registry, name, "calibrate", f"evaluation.options.{name}", options.get(name, {}))
-        for name in config.evaluation.calibrators
+        for name in calibrator_names(registry, config)
     ]
+
+
+def calibrator_names(registry: Registry, config: RunConfig) -> tuple[str, ...]:
+    """Return the names of what adjusts each subnet: the user's, or bn and what the quantizers ask for."""
+    if config.evaluation.calibrators is not None:
+        return config.evaluation.calibrators
+    quantization = config.quantization
+    roles = (("weight", quantization.weight_quantizer), ("activation", quantization.act_quantizer))
+    asked = [name for role, quantizer in roles for name in quantizer_class(registry, quantizer, role).calibrators]
+    return tuple(dict.fromkeys(["bn", *asked]))
+
+
+def check_folding(registry: Registry, config: RunConfig) -> None:
+    """Raise ``PluginError`` where the weight quantizer speaks of folded weights, and nothing is folded."""
+    name, folding = config.quantization.weight_quantizer, config.quantization.folding
+    if folding == "none" and quantizer_class(registry, name, "weight").needs_folding:
+        raise PluginError(
+            f"Quantizer {name!r} follows the batch normalisation that is folded into the weights, but folding is "
+            "'none'. Use --folding batch (or moving), or another --weight-quantizer."
+        )
 
 
 def _calibrator(registry: Registry, name: str, method: str, section: str, options: Mapping[str, Any]) -> Any:

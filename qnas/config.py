@@ -167,7 +167,9 @@ class RetrainConfig(_Section):
 class EvaluationConfig(_Section):
     """How a subnet is judged."""
 
-    calibrators: tuple[str, ...] = ("bn",)
+    calibrators: tuple[str, ...] | None = Field(
+        default=None, description="run in this order for each subnet; by default bn, then what the quantizers ask for"
+    )
     options: dict[str, dict[str, Any]] = Field(default={}, description="of calibrators, by name")
     calibration_images: int = Field(default=500, ge=2)
     calibration_batch: int = Field(default=100, ge=2)

@@ -88,7 +88,10 @@ class Run:
         probe.config, probe.registry, probe.recorder = config, registry, recorder or NullRecorder()
         if data is not None:
             probe.__dict__["data"] = data
-        probe.config = config = resolve_machine(config, registry, probe.data.image_size)
+        config = resolve_machine(config, registry, probe.data.image_size)
+        calibrators = {"calibrators": components.calibrator_names(registry, config)}
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=calibrators)})
+        probe.config = config
         probe.check()
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
@@ -161,6 +164,7 @@ class Run:
             registry.load(kind, name)
         from qnas.retrain import check_retrain
 
+        components.check_folding(registry, config)
         components.subnet_calibrators(registry, config)
         components.range_calibrators(registry, config)
         stages = {stage.name: stage.searched(self.space) for stage in components.make_stages(config)}

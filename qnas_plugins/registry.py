@@ -35,6 +35,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "Weights drawn to a uniform distribution by their kurtosis (Shkolnik et al. 2020)",
     )
     yield ComponentSpec(
+        "quantizer",
+        "scale-predictor",
+        "qnas_plugins.quantizers.scale_predictor:ScalePredictor",
+        "Folded weights' scale, predicted from each subnet's statistics (QuantNAS)",
+    )
+    yield ComponentSpec(
         "sampler",
         "sandwich",
         "qnas_plugins.samplers.sandwich:Sandwich",
@@ -93,6 +99,18 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "bn",
         "qnas_plugins.calibrators.bn:BatchNormCalibrator",
         "Batch normalisation statistics of each subnet from training images",
+    )
+    yield ComponentSpec(
+        "calibrator",
+        "scale-predictor",
+        "qnas_plugins.calibrators.scales:ScalePredictorCalibrator",
+        "Weight scales predicted from each subnet's statistics (QuantNAS)",
+    )
+    yield ComponentSpec(
+        "calibrator",
+        "scale-refit",
+        "qnas_plugins.calibrators.scales:ScaleRefitCalibrator",
+        "Weight scales fitted to each subnet's folded weights",
     )
     for name, attribute, summary in (
         ("minmax", "MinMaxRange", "Ranges from the smallest to the largest value"),

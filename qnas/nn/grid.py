@@ -105,3 +105,41 @@ class CodebookGrid:
 
 
 Grid = AffineGrid | CodebookGrid
+
+FRACTIONS = 64  # of the scale that clips nothing, from which the search for the best one starts
+REFINEMENTS = 20
+
+
+@torch.no_grad()
+def least_squares_scale(values: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Return the scale whose grid ``[qmin, qmax]`` around 0 makes the smallest squared error.
+
+    ``sum (s round(clip(v / s, qmin, qmax)) - v)^2`` has a minimum for every assignment of values to codes ``q``:
+    ``s = <v, q> / <q, q>``. From the best of 64 fractions of the scale that clips nothing, and of as many around that,
+    assigning and solving take turns; each lowers the error, so what is returned is no worse than any of these.
+
+    Args:
+        values: any shape.
+        qmin, qmax: ``qmin <= 0 <= qmax``.
+
+    Returns:
+        ``[]``, in the dtype of ``values``; 0 where all values are 0 or out of reach of the codes' signs.
+    """
+    v = values.detach().flatten().double()
+    whole = torch.maximum(v.max() / qmax if qmax else v.new_zeros(()), v.min() / qmin if qmin else v.new_zeros(()))
+    if float(whole) <= 0:
+        return values.new_zeros(())
+
+    def error(scale: Tensor) -> Tensor:
+        return ((v / scale).round().clamp(qmin, qmax) * scale - v).square().sum()
+
+    best = min(range(FRACTIONS, 0, -1), key=lambda i: float(error(whole * i / FRACTIONS)))
+    around = [whole * (best + 2 * j / FRACTIONS) / FRACTIONS for j in range(-FRACTIONS // 2, FRACTIONS // 2 + 1)]
+    scale = min((near for near in around if float(near) > 0), key=lambda near: float(error(near)))
+    for _ in range(REFINEMENTS):
+        codes = (v / scale).round().clamp(qmin, qmax)
+        better = torch.dot(v, codes) / torch.dot(codes, codes)
+        if float(better) <= 0 or float(better) == float(scale):
+            break
+        scale = better
+    return scale.to(values.dtype)

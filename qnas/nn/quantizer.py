@@ -79,11 +79,16 @@ class Quantizer(nn.Module, ABC):
             leave the ReLU out.
         per_channel: set per site: whether ranges, like the grid, vary along the first dimension of weights.
         ranks: the processes that share the batch; state that follows activations must be reduced over them.
+        calibrators: names of what adjusts a subnet after its batch normalisation, before it is judged; they run where
+            the user names none.
+        needs_folding: of weights: whether it makes sense only where batch normalisation is folded in training.
     """
 
     roles: frozenset[str] = frozenset({"weight", "activation"})
     absorbs_relu: bool = False
     per_channel: bool = False
+    calibrators: tuple[str, ...] = ()
+    needs_folding: bool = False
 
     @property
     def takes_ranges(self) -> bool:

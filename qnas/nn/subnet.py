@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qnas.layers import LayerSpec
 from qnas.nn.batchnorm import batch_statistics
 from qnas.nn.conv import convolve
-from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
+from qnas.nn.grid import AffineGrid, CodebookGrid, Grid, least_squares_scale
 from qnas.nn.quantizer import Quantizer, SiteContext
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ class SubnetLayer(nn.Module):
 
     Its life has two parts. Until :meth:`fold`, batch normalisation is a module of its own whose statistics a
     calibrator may set; the weights are quantized once, here. After it, the statistics are in the weights and the bias.
+
+    Where folding comes before quantization, the grid is the one that the quantizer gives for the statistics of the
+    supernet, shared by all subnets, unless a calibrator asks for one of this subnet's own (:meth:`predict_scale`,
+    :meth:`refit_scale`).
 
     Attributes:
         spec: the layer as costs see it.
@@ -60,27 +64,85 @@ class SubnetLayer(nn.Module):
         self.folds = folds and bn is not None and quantizer is not None
         self._quantizer = [quantizer]  # in a list: not a submodule, it stays the supernet's
         self._ctx = ctx
+        self._shared: tuple[Tensor, Tensor] | None = None  # the supernet's mean and sigma
+        self._own_scale: Tensor | None = None
         self.grid: Grid | None = None
         self.codes: Tensor | None = None
         self.channel_scale = torch.ones(len(weight))
         self.register_buffer("weight", weight.clone())
         self.register_buffer("bias", None if bias is None else bias.clone())
-        if quantizer is not None and not self.folds:
-            self._quantize(ctx)
+        if self.folds:
+            self._shared = self._statistics()
+        elif quantizer is not None:
+            with torch.no_grad():
+                self._put_on(quantizer.export(ctx), quantizer.prepare(self.weight, ctx))
 
-    def _quantize(self, ctx: SiteContext) -> None:
-        quantizer = self._quantizer[0]
-        assert quantizer is not None
-        with torch.no_grad():
-            weight = quantizer.prepare(self.weight, ctx)
-            self.grid = quantizer.export(ctx)
-            self.codes = self.grid.encode(weight)
-            self.weight.copy_(self.grid.decode(self.codes))
+    def _put_on(self, grid: Grid, weight: Tensor) -> None:
+        self.grid = grid
+        self.codes = grid.encode(weight)
+        self.weight.copy_(grid.decode(self.codes))
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and sigma of the batch normalisation's statistics as they are now, ``[O]`` each."""
+        assert self.bn is not None
+        assert self.bn.running_mean is not None
+        assert self.bn.running_var is not None
+        return self.bn.running_mean.clone(), torch.sqrt(self.bn.running_var + self.bn.eps)
 
     def _folded_context(self, mean: Tensor, sigma: Tensor) -> SiteContext:
         assert self.bn is not None
         ctx = self._ctx
         return replace(ctx, gamma=self.bn.weight.detach(), mean=mean, sigma=sigma)
+
+    def _own_grid(self, quantizer: Quantizer) -> Grid:
+        """Return the grid of the folded weights: for the shared statistics, or with the subnet's own scale."""
+        assert self._shared is not None
+        mean, sigma = (value.to(self.weight.device) for value in self._shared)
+        grid = quantizer.export(self._folded_context(mean, sigma))
+        if self._own_scale is None:
+            return grid
+        assert isinstance(grid, AffineGrid)
+        return replace(grid, scale=self._own_scale.to(self.weight.device))
+
+    @torch.no_grad()
+    def folded_weight(self) -> Tensor:
+        """Return the weights that :meth:`fold` would quantize now, ``[O, I, K, K]``."""
+        assert self.bn is not None
+        mean, sigma = self._statistics()
+        quantizer = self._quantizer[0]
+        folded = self.weight * (self.bn.weight / sigma).reshape(-1, 1, 1, 1)
+        return folded if quantizer is None else quantizer.prepare(folded, self._folded_context(mean, sigma))
+
+    @torch.no_grad()
+    def predict_scale(self) -> None:
+        """Let the quantizer give its grid for this subnet's statistics, as they are now (QuantNAS, Sec. 4.2).
+
+        Changes nothing for quantizers whose grid does not depend on them, and for layers that do not fold first.
+        """
+        if self.folds:
+            self._shared, self._own_scale = self._statistics(), None
+
+    @torch.no_grad()
+    def refit_scale(self) -> None:
+        """Replace the scale by the one of the least squared error of this subnet's folded weights.
+
+        Layers that do not fold first, or whose weights are on a table, keep theirs.
+        """
+        quantizer = self._quantizer[0]
+        if not self.folds or quantizer is None:
+            return
+        grid, weight = self._own_grid(quantizer), self.folded_weight()
+        if not isinstance(grid, AffineGrid) or grid.zero_points != (0, 0):
+            return
+        rows = [weight] if grid.axis is None else list(weight)
+        fitted = torch.stack([least_squares_scale(row, grid.qmin, grid.qmax) for row in rows])
+        fitted = fitted[0] if grid.axis is None else fitted
+        self._own_scale = torch.where(fitted > 0, fitted, grid.scale)
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Give the folded weights a scale found elsewhere: ``[]``, or ``[O]`` where the grid has one a channel."""
+        self._own_scale = scale.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, as the activated supernet would with the same statistics."""
@@ -117,23 +179,25 @@ class SubnetLayer(nn.Module):
         ctx = self._folded_context(mean, sigma)
         folded = quantizer.prepare(self.weight * factor.reshape(-1, 1, 1, 1), ctx)
         bias = self.bn.bias - factor * mean
-        return self._convolve(x, quantizer.export(ctx).quantize(folded), bias)
+        grid = quantizer.export(ctx) if self.bn.training else self._own_grid(quantizer)  # as in training, or as judged
+        return self._convolve(x, grid.quantize(folded), bias)
 
     @torch.no_grad()
     def fold(self) -> None:
         """Fold the calibrated statistics into weights and bias; idempotent."""
         if self.bn is None:
             return
-        assert self.bn.running_mean is not None
-        assert self.bn.running_var is not None
-        sigma = torch.sqrt(self.bn.running_var + self.bn.eps)
+        mean, sigma = self._statistics()
         factor = self.bn.weight / sigma
-        self.weight = self.weight * factor.reshape(-1, 1, 1, 1)
-        self.bias = self.bn.bias - factor * self.bn.running_mean
-        if self.folds:
-            self._quantize(self._folded_context(self.bn.running_mean, sigma))
+        quantizer = self._quantizer[0]
+        if self.folds and quantizer is not None:
+            folded = self.folded_weight()
+            self.weight = folded.clone()
+            self._put_on(self._own_grid(quantizer), folded)
         else:
+            self.weight = self.weight * factor.reshape(-1, 1, 1, 1)
             self.channel_scale = factor.clone()
+        self.bias = self.bn.bias - factor * mean
         self.bn = None
         self.folds = False
 

@@ -24,7 +24,7 @@ NEGATIVE = ("signed", "zero-point")
 SHARING = ("bits", "conv", "kernel")
 
 
-def lsq_fake_quantize(v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: float) -> Tensor:
+def lsq_fake_quantize(v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: float, *, compile: bool = False) -> Tensor:
     """Round ``v`` to the nearest multiple of ``step`` between ``qn * step`` and ``qp * step`` (LSQ, Eq. 1-3).
 
     Forward: ``round(clip(v / s, qn, qp)) * s``. Gradient to ``v``: 1 where ``qn < v / s < qp``, else 0 (Eq. 5).
@@ -36,13 +36,15 @@ def lsq_fake_quantize(v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: flo
         step: ``[]``, or broadcastable against ``v``; positive, of the dtype of ``v``.
         qn, qp: ``qn <= 0 <= qp``.
         grad_scale: LSQ's g, ``1 / sqrt(N * qp)``.
+        compile: whether the compiled kernel may be used where there is one.
 
     Returns:
         The shape of ``v``.
     """
     scale = _number(step.detach())
     factor = grad_scale / scale
-    return _LSQFunction.apply(v, step, scale, qn, qp, factor, None)  # type: ignore[no-any-return, no-untyped-call]
+    kernels = lsq_kernel.load() if compile else None
+    return _LSQFunction.apply(v, step, scale, qn, qp, factor, kernels)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LSQFunction(torch.autograd.Function):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qnas.nn.activation import FixedGrid, GridQuantize
-from qnas.nn.grid import AffineGrid, CodebookGrid
+from qnas.nn.grid import AffineGrid, CodebookGrid, least_squares_scale
 from qnas.nn.quantizer import QuantizerSite, SiteContext
 
 
@@ -60,3 +61,21 @@ def test_pixels_pass_their_own_grid_unchanged():
     site = FixedGrid(QuantizerSite("stem", "activation", (8,), 1, True), pixels.affine())
     torch.testing.assert_close(site(x, SiteContext(8, 1)), x)
     assert torch.equal(pixels.affine().encode(x).reshape(-1), torch.arange(256, dtype=torch.int16))
+
+
+@pytest.mark.parametrize(("qmin", "qmax"), [(-2, 1), (-8, 7), (0, 3), (-128, 127)])
+def test_no_scale_is_better_than_that_of_least_squares(qmin, qmax):
+    values = torch.randn(500, generator=torch.Generator().manual_seed(0)).double()
+    values = values.abs() if qmin == 0 else values
+
+    def error(scale: float) -> float:
+        return float(((values / scale).round().clamp(qmin, qmax) * scale - values).square().sum())
+
+    found = float(least_squares_scale(values, qmin, qmax))
+    tried = float(values.abs().max()) * np.linspace(0.002, 1.5, 5000)
+    assert error(found) <= min(error(scale) for scale in tried) * 1.002
+
+
+def test_values_that_no_code_can_stand_for_have_no_scale():
+    assert float(least_squares_scale(torch.zeros(4), -8, 7)) == 0.0
+    assert float(least_squares_scale(-torch.ones(4), 0, 15)) == 0.0
