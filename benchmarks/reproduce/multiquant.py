@@ -22,7 +22,6 @@ trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digi
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +125,9 @@ def trained(args: argparse.Namespace, seed: int, arm: str) -> Run:
     else:
         run = Run.create(path, load_config(settings(args, seed, arm)), registry)
     if arm != "base" and run.stages.latest_checkpoint() is None:
-        _take_stages(args.work / f"base-{seed}", path, SHARED_STAGES.get(arm, 2))
+        shared.take_stages(args.work / f"base-{seed}", path, SHARED_STAGES.get(arm, 2))
     run.train()
     return run
-
-
-def _take_stages(source: Path, target: Path, count: int) -> None:
-    """Copy the first stages: the float net and its ranges, which arms share."""
-    partial = target / "stages.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for stage in sorted((source / "stages").iterdir())[:count]:
-        shutil.copytree(stage, partial / stage.name)
-    if count:
-        partial.rename(target / "stages")
 
 
 def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:

@@ -20,7 +20,6 @@ trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digi
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +100,9 @@ def trained(args: argparse.Namespace, seed: int, arm: str, init: Path | None) ->
             settings["train"]["init"] = str(init)
         run = Run.create(path, load_config(settings), registry)
     if arm == "restart" and run.stages.latest_checkpoint() is None:
-        _take_first_stage(args.work / f"inherit-{seed}", path)
+        shared.take_stages(args.work / f"inherit-{seed}", path, 1)  # the 4-bit stage is the same in both, to the byte
     run.train()
     return run
-
-
-def _take_first_stage(source: Path, target: Path) -> None:
-    """Copy the 4-bit stage, which is the same in both arms, to the byte."""
-    first = sorted((source / "stages").iterdir())[0]
-    partial = target / "stages.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(first, partial / first.name)
-    partial.rename(target / "stages")
 
 
 def judged(run: Run, quick: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def report(
         text = markdown(value)
         write_text(out.with_suffix(".md"), text)
         print(text, flush=True)
+
+
+def take_stages(source: Path, target: Path, count: int) -> None:
+    """Copy the first stages: the float net and its ranges, which arms share."""
+    partial = target / "stages.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for stage in sorted((source / "stages").iterdir())[:count]:
+        shutil.copytree(stage, partial / stage.name)
+    if count:
+        partial.rename(target / "stages")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
