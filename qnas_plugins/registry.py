@@ -36,6 +36,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "quantizer",
+        "batchquant",
+        "qnas_plugins.quantizers.batchquant:BatchQuant",
+        "Activations in the range of their batch, scaled and shifted (BatchQuant)",
+    )
+    yield ComponentSpec(
+        "quantizer",
         "scale-predictor",
         "qnas_plugins.quantizers.scale_predictor:ScalePredictor",
         "Folded weights' scale, predicted from each subnet's statistics (QuantNAS)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -114,16 +114,20 @@ class ActivationSite(nn.Module):
                 return nn.Hardtanh(0.0, self.upper)
             return nn.ReLU() if self.relu else None
         assert self.spec is not None
-        grid = self.quantizer.export(self._context(self.spec.in_channels))
-        return GridQuantize(self.name, grid if self.upper is None else self._cut(grid), relu=self.relu)
+        ctx = self._context(self.spec.in_channels)
+        if self.quantizer.follows_batches:
+            return BatchGridQuantize(self.name, self.quantizer, ctx, relu=self.relu, upper=self.upper)
+        return GridQuantize(self.name, cut(self.quantizer.export(ctx), self.upper), relu=self.relu)
 
-    def _cut(self, grid: Grid) -> Grid:
-        """Return the part of a grid that values up to ``upper`` are rounded to: the same as cutting them off first."""
-        assert self.upper is not None
-        if isinstance(grid, CodebookGrid):
-            return CodebookGrid(grid.table[: int(grid.encode(torch.tensor([self.upper]))) + 1])
-        code = int(grid.encode(torch.tensor(self.upper, device=grid.scale.device)))
-        return replace(grid, qmax=max(code, int(grid.zero_point)))
+
+def cut(grid: Grid, upper: float | None) -> Grid:
+    """Return the part of a grid that values up to ``upper`` are rounded to: the same as cutting them off first."""
+    if upper is None:
+        return grid
+    if isinstance(grid, CodebookGrid):
+        return CodebookGrid(grid.table[: int(grid.encode(torch.tensor([upper]))) + 1])
+    code = int(grid.encode(torch.tensor(upper, device=grid.scale.device)))
+    return replace(grid, qmax=max(code, int(grid.zero_point)))
 
 
 class FixedGrid(Quantizer):
@@ -164,8 +168,16 @@ class GridQuantize(nn.Module):
     def __init__(self, name: str, grid: Grid, *, relu: bool) -> None:
         super().__init__()
         self.name = name
-        self.grid = grid
         self.relu = relu
+        self.set_grid(grid)
+
+    def set_grid(self, grid: Grid) -> None:
+        """Take up a grid.
+
+        Raises:
+            ExportError: it is none a tensor.
+        """
+        self.grid = grid
         if isinstance(grid, AffineGrid):
             if grid.axis is not None:
                 raise ExportError(
@@ -184,6 +196,51 @@ class GridQuantize(nn.Module):
         if self.relu and self.low < 0:
             x = F.relu(x)
         return torch.div(x, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
+
+
+class BatchGridQuantize(GridQuantize):
+    """A grid that follows the batches while a subnet is calibrated, and is theirs on average afterwards.
+
+    In training mode it answers as the supernet does in training; until it is calibrated, it has the supernet's grid.
+
+    Args:
+        name, relu: as for :class:`GridQuantize`.
+        quantizer: says what the range of a batch is, and the grid of a range.
+        ctx: of the active subnet.
+        upper: where values are cut off; ``None`` for nowhere.
+    """
+
+    def __init__(
+        self, name: str, quantizer: Quantizer, ctx: SiteContext, *, relu: bool, upper: float | None = None
+    ) -> None:
+        super().__init__(name, cut(quantizer.export(ctx), upper), relu=relu)
+        self.upper = upper
+        self._ctx = ctx
+        self._quantizer: list[Any] = [quantizer]  # in a list: not a submodule, it stays the supernet's
+        self._ranges: list[Tensor] = []
+
+    def start_calibration(self) -> None:
+        """Forget the ranges of batches that were seen, and follow those that come."""
+        self._ranges = []
+        self.train()
+
+    def finish_calibration(self) -> None:
+        """Take up the grid of the mean range, if any batch was seen."""
+        if self._ranges:
+            mean = torch.stack(self._ranges).mean(0)
+            self.set_grid(cut(self._quantizer[0].range_grid(mean, self._ctx), self.upper))
+        self._ranges = []
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round ``x`` to the grid, in training mode to that of its own range, which is kept for the mean."""
+        if self.training:
+            quantizer = self._quantizer[0]
+            x = F.relu(x) if self.relu else x
+            found = quantizer.batch_range(x if self.upper is None else x.clamp(max=self.upper)).cpu()
+            self._ranges.append(found)
+            self.set_grid(cut(quantizer.range_grid(found, self._ctx), self.upper))
+        return super().forward(x)
 
 
 class HardSwish(nn.Module):

@@ -121,6 +121,8 @@ class _Count:
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the statistics of every ``BatchNorm2d`` by the average over the given batches.
 
+    Whatever else follows batches (it has ``start_calibration`` and ``finish_calibration``) is calibrated with them.
+
     Native batch normalisation in training mode with ``momentum=None`` averages the batch means and the unbiased batch
     variances; the variances are then turned into the biased ones that training normalised with. Batches must be of
     one size, so that each counts the same.
@@ -136,6 +138,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
+    followers = [m for m in model.modules() if hasattr(m, "start_calibration")]
+    for follower in followers:
+        follower.start_calibration()  # type: ignore[operator]
     try:
         with torch.inference_mode():
             for images in batches:
@@ -143,6 +148,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+        for follower in followers:
+            follower.finish_calibration()  # type: ignore[operator]
     with torch.no_grad():
         for norm, count in zip(norms, counts, strict=True):
             if count.values and norm.running_var is not None:

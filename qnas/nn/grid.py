@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ class AffineGrid:
         zero_point = self.zero_point
         return self._broadcast(zero_point, ndim) if isinstance(zero_point, Tensor) else zero_point
 
+    def to(self, device: torch.device) -> AffineGrid:
+        """Return the grid with its tensors on a device."""
+        zero_point = self.zero_point.to(device) if isinstance(self.zero_point, Tensor) else self.zero_point
+        return replace(self, scale=self.scale.to(device), zero_point=zero_point)
+
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` (int16, the shape of ``x``), rounding half to even and saturating."""
         codes = (x / self.broadcast_scale(x.ndim)).round_().add_(self.broadcast_zero_point(x.ndim))
@@ -89,6 +94,10 @@ class CodebookGrid:
     def bits(self) -> int:
         """Number of bits that the codes need."""
         return max(1, (len(self.table) - 1).bit_length())
+
+    def to(self, device: torch.device) -> CodebookGrid:
+        """Return the grid with its table on a device."""
+        return CodebookGrid(self.table.to(device))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of the nearest levels (int16, the shape of ``x``); a tie goes to the lower level."""

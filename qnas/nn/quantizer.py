@@ -81,6 +81,9 @@ class Quantizer(nn.Module, ABC):
         ranks: the processes that share the batch; state that follows activations must be reduced over them.
         calibrators: names of what adjusts a subnet after its batch normalisation, before it is judged; they run where
             the user names none.
+        follows_batches: of activations: whether the range is each batch's in training, so that every subnet has its own
+            once it is calibrated. It has then ``batch_range(x) -> Tensor``, of which calibration takes the mean over
+            batches, and ``range_grid(mean, ctx) -> AffineGrid``.
         needs_folding: of weights: whether it makes sense only where batch normalisation is folded in training.
     """
 
@@ -88,6 +91,7 @@ class Quantizer(nn.Module, ABC):
     absorbs_relu: bool = False
     per_channel: bool = False
     calibrators: tuple[str, ...] = ()
+    follows_batches: bool = False
     needs_folding: bool = False
 
     @property

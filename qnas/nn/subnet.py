@@ -91,14 +91,20 @@ class SubnetLayer(nn.Module):
 
     def _folded_context(self, mean: Tensor, sigma: Tensor) -> SiteContext:
         assert self.bn is not None
-        ctx = self._ctx
-        return replace(ctx, gamma=self.bn.weight.detach(), mean=mean, sigma=sigma)
+        return replace(self._ctx, gamma=self.bn.weight.detach(), mean=mean, sigma=sigma)
+
+    def _grid_for(self, quantizer: Quantizer, mean: Tensor, sigma: Tensor) -> Grid:
+        """Return the quantizer's grid for these statistics; it stays on the supernet's device, this may have moved."""
+        ctx = self._folded_context(mean, sigma)
+        assert ctx.gamma is not None
+        home = next((t.device for t in (*quantizer.parameters(), *quantizer.buffers())), self.weight.device)
+        ctx = replace(ctx, gamma=ctx.gamma.to(home), mean=mean.to(home), sigma=sigma.to(home))
+        return quantizer.export(ctx).to(self.weight.device)
 
     def _own_grid(self, quantizer: Quantizer) -> Grid:
         """Return the grid of the folded weights: for the shared statistics, or with the subnet's own scale."""
         assert self._shared is not None
-        mean, sigma = (value.to(self.weight.device) for value in self._shared)
-        grid = quantizer.export(self._folded_context(mean, sigma))
+        grid = self._grid_for(quantizer, *self._shared)
         if self._own_scale is None:
             return grid
         assert isinstance(grid, AffineGrid)
@@ -176,10 +182,10 @@ class SubnetLayer(nn.Module):
         factor = self.bn.weight / sigma
         quantizer = self._quantizer[0]
         assert quantizer is not None
-        ctx = self._folded_context(mean, sigma)
-        folded = quantizer.prepare(self.weight * factor.reshape(-1, 1, 1, 1), ctx)
+        folded = quantizer.prepare(self.weight * factor.reshape(-1, 1, 1, 1), self._folded_context(mean, sigma))
         bias = self.bn.bias - factor * mean
-        grid = quantizer.export(ctx) if self.bn.training else self._own_grid(quantizer)  # as in training, or as judged
+        trains = self.bn.training
+        grid = self._grid_for(quantizer, mean, sigma) if trains else self._own_grid(quantizer)  # as judged
         return self._convolve(x, grid.quantize(folded), bias)
 
     @torch.no_grad()

@@ -47,6 +47,43 @@ def lsq_fake_quantize(v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: flo
     return _LSQFunction.apply(v, step, scale, qn, qp, factor, kernels)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def lsq_with_log_step(
+    v: Tensor, log_step: Tensor, step: float | Tensor, qn: int, qp: int, grad_scale: float, *, compile: bool
+) -> Tensor:
+    """Round as :func:`lsq_fake_quantize`; the gradient to the step goes to a parameter, of which it is an exponential.
+
+    Args:
+        v: any shape.
+        log_step: the parameter; ``d step / d log_step = step``.
+        step: ``[]`` or a number, or broadcastable against ``v``, without a gradient.
+        qn, qp, grad_scale, compile: as there.
+    """
+    kernels = lsq_kernel.load() if compile else None
+    out: Tensor = _LSQFunction.apply(v, log_step, step, qn, qp, grad_scale, kernels)  # type: ignore[no-untyped-call]
+    return out
+
+
+def learned_zero_point(
+    out: Tensor, v: Tensor, share: Tensor, step: float | Tensor, qn: int, qp: int, grad_scale: float
+) -> Tensor:
+    """Return ``out`` with the gradient of a zero point that is learned as a share of the levels (MultiQuant, Eq. 2).
+
+    0 for values inside the range, ``-step`` for values that are clipped, summed, times ``grad_scale``; rounding is
+    straight-through.
+
+    Args:
+        out: ``v`` on the grid ``[qn, qp]``.
+        v: any shape.
+        share: ``[]``, the parameter: the zero point over the number of levels less 1.
+        step: ``[]`` or a number.
+    """
+    if not torch.is_grad_enabled():
+        return out
+    x = v.detach()
+    clipped = ((x <= qn * step) | (x >= qp * step)).to(out.dtype) * step
+    return out - clipped * ((share - share.detach()) * ((qp - qn) * grad_scale))  # 0, with the gradient of g z
+
+
 class _LSQFunction(torch.autograd.Function):
     """LSQ in one compiled pass each way or, without a compiler, in a handful of vectorised ones.
 
@@ -273,8 +310,7 @@ class LSQ(Quantizer):
         if self.per_channel:
             step = step.to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
         factor = 1.0 / math.sqrt(count * max(qp, 1))
-        kernels = lsq_kernel.load() if self.site.compile else None
-        out: Tensor = _LSQFunction.apply(v, parameter, _number(step), qn, qp, factor, kernels)  # type: ignore[no-untyped-call]
+        out = lsq_with_log_step(v, parameter, _number(step), qn, qp, factor, compile=self.site.compile)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     def export(self, ctx: SiteContext) -> AffineGrid:

@@ -5,6 +5,7 @@ Xu et al., "MultiQuant: Training Once for Multi-Bit Quantization of Neural Netwo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from qnas.errors import ConfigError
 from qnas.nn.quantizer import QuantizerSite, SiteContext
-from qnas_plugins.quantizers.lsq import LSQ
+from qnas_plugins.quantizers.lsq import LSQ, learned_zero_point
 
 ZERO_POINTS = ("derived", "learned")
 
@@ -66,13 +67,10 @@ class MultiQuant(LSQ):
     def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
         """Return ``x`` on the grid."""
         out = super().forward(x, ctx)
-        if not (self.learned and torch.is_grad_enabled()):
+        if not self.learned:
             return out
-        share, levels = self.zero_shares[str(ctx.bits)], 2**ctx.bits - 1
         qn, qp = self.range(ctx.bits)
-        step = self.step(ctx)
-        v = x.detach().float()
-        clipped = ((v <= qn * step) | (v >= qp * step)).to(out.dtype) * step.to(out.dtype)
-        count = v[0].numel() if self.site.role == "activation" else v.numel()
-        moved = (share - share.detach()) * (levels / (count * max(qp, 1)) ** 0.5)  # 0, with the gradient of g z
-        return out - clipped * moved
+        count = x[0].numel() if self.site.role == "activation" else x.numel()
+        g = 1.0 / math.sqrt(count * max(qp, 1))
+        step = self.step(ctx).to(out.dtype)
+        return learned_zero_point(out, x.to(out.dtype), self.zero_shares[str(ctx.bits)], step, qn, qp, g)
