@@ -133,6 +133,7 @@ def build_space(registry: Registry, config: RunConfig, data: Data, run_directory
         quantization.a_bits,
         quantization.granularity,
         site_knobs=site_knobs,
+        conv_only=quantization.quantize == "conv-only",
         w_zero_points=classes[0].has_weight_zero_points(**quantization.weight_options),
     )
     source, options = module_source(config), config.space.options
@@ -309,6 +310,11 @@ def check_folding(registry: Registry, config: RunConfig) -> None:
         raise PluginError(
             f"Quantizer {name!r} follows the batch normalisation that is folded into the weights, but folding is "
             "'none'. Use --folding batch (or moving), or another --weight-quantizer."
+        )
+    if folding != "none" and config.quantization.quantize == "conv-only":
+        raise ConfigError(
+            f"folding is {folding!r}, but with convolutions alone quantized batch normalisation stays in float. "
+            "Use --folding none, or --quantize full."
         )
 
 

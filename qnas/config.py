@@ -56,6 +56,9 @@ class QuantizationConfig(_Section):
     a_bits: tuple[int, ...] = (2, 3, 4)
     granularity: Literal["network", "stage", "block", "layer"] = "stage"
     folding: Literal["none", "moving", "batch"] = "none"
+    quantize: Literal["full", "conv-only"] = Field(
+        default="full", description="every operator, or convolutions alone: the rest, batch normalisation too, in float"
+    )
     bn: Literal["shared", "w_bits", "a_bits"] = Field(
         default="shared", description="batch normalisation of a layer: one, or one for each of its bit-widths"
     )

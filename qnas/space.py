@@ -105,6 +105,7 @@ class QuantScheme:
         edge_bits: weights and activations of the first and last layer, and the tensors that are only put on a grid.
         site_knobs: what the quantizers add for a site; labels read ``site.plugin.name``.
         w_zero_points: whether quantized weights have zero points.
+        conv_only: whether everything but convolutions stays in float: sums, pooling, the classifier.
     """
 
     w_bits: tuple[int, ...] = (4,)
@@ -113,6 +114,7 @@ class QuantScheme:
     edge_bits: int = 8
     site_knobs: Callable[[Site], Iterable[Knob]] | None = None
     w_zero_points: bool = False
+    conv_only: bool = False
 
     def __post_init__(self) -> None:
         for name, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
@@ -145,7 +147,7 @@ class SearchSpace(ABC):
         num_classes: int,
     ) -> None:
         self.name = name
-        self.sites = tuple(sites)
+        self.sites = _only_convolutions(sites, architecture) if scheme.conv_only else tuple(sites)
         self.scheme = scheme
         self.image_size = image_size
         self.num_classes = num_classes
@@ -392,3 +394,14 @@ class SearchSpace(ABC):
     @abstractmethod
     def build(self, context: BuildContext) -> Supernet:
         """Build the supernet that holds the shared weights of every sample; the only method that needs torch."""
+
+
+def _only_convolutions(sites: Sequence[Site], architecture: Sequence[Knob]) -> tuple[Site, ...]:
+    """Return the sites with 32 bits, which stand for float, wherever there is no convolution."""
+    samples = [{knob.label: knob.choices[i] for knob in architecture} for i in (-1, 0)]
+
+    def is_convolution(site: Site) -> bool:
+        found = (site.describe(sample) for sample in samples)
+        return next((spec.kind for spec in found if spec is not None), "") == "conv"
+
+    return tuple(s if is_convolution(s) else replace(s, w_bits=FLOAT_BITS, a_bits=FLOAT_BITS) for s in sites)

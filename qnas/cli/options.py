@@ -131,6 +131,16 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--folding",),
         {"type": click.Choice(["none", "moving", "batch"]), "help": "Statistics folded into weights in training."},
     ),
+    "quantize": (
+        ("quantization.quantize",),
+        MODEL,
+        ("--quantize",),
+        {
+            "type": click.Choice(["full", "conv-only"]),
+            "help": "Every operator, or convolutions alone: then sums, pooling, classifier and batch normalisation "
+            "stay in float.",
+        },
+    ),
     "sampler": (("train.sampler",), TRAINING, ("--sampler",), {"help": "Draws the subnets of a step."}),
     "supervision": (("train.supervision",), TRAINING, ("--supervision",), {"help": "What subnets should answer."}),
     "calibrator": (

@@ -24,7 +24,7 @@ from qnas.files import write_bytes
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
 from qnas.nn.graph import SelectChannels
 from qnas.nn.grid import CodebookGrid
-from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
+from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer
 
 INPUT = "images"
 OUTPUT = "logits"
@@ -130,6 +130,7 @@ class _Exporter:
             "sigmoid": lambda step: self._float(step, "Sigmoid"),
             "silu": self._silu,
             "squeeze-excite": self._squeeze_excite,
+            "affine": self._affine,
         }
         for step in steps.steps:
             self.values[step.output] = emitters[step.kind](step)
@@ -292,6 +293,19 @@ class _Exporter:
             zero = np.array(0, np.float32) if x.grid is None else np.array(x.grid.zero_point, np.uint8)
             y = graph.node("Pad", [y, pads, graph.constant(f"{name}.zero", zero)], name)
         return _Value(y) if x.grid is None else self._on_grid(y, x.site, x.grid)
+
+    def _affine(self, step: Step) -> _Value:
+        """Emit one operator for factor and offset: batch normalisation with a mean of 0 and a variance of 1."""
+        affine, graph, name = step.module, self.graph, step.name
+        assert isinstance(affine, ChannelAffine)
+        ones = np.ones(len(affine.factor), np.float32)
+        constants = [
+            graph.constant(f"{name}.factor", _array(affine.factor)),
+            graph.constant(f"{name}.offset", _array(affine.offset)),
+            graph.constant(f"{name}.mean", 0 * ones),
+            graph.constant(f"{name}.variance", ones),
+        ]
+        return self._float(step, "BatchNormalization", *constants, epsilon=0.0)
 
     def _squeeze_excite(self, step: Step) -> _Value:
         se, graph, name = step.module, self.graph, step.name

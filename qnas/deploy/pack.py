@@ -144,6 +144,11 @@ class _Packer:
 
     def _layer(self, layer: SubnetLayer, grid: CodeGrid | None) -> None:
         spec = layer.spec
+        if layer.affine is not None:
+            raise ExportError(
+                f"Layer {spec.name!r} keeps its batch normalisation in float, which the packed format cannot hold. "
+                "Pack fully quantized subnets (--quantize full)."
+            )
         if spec.w_bits == FLOAT_BITS:
             self._float(spec, layer.weight, layer.bias)
             self.layers[spec.name] |= _padding(layer)

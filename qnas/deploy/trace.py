@@ -13,13 +13,14 @@ from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
 from qnas.nn.graph import Concat, Flatten, Product, SelectChannels, Unflatten
-from qnas.nn.subnet import PaddedShortcut, Subnet, SubnetLayer
+from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer
 
 FLOAT_MODULES: dict[type[nn.Module], str] = {
     HardSwish: "h-swish",
     FloatSqueezeExcite: "squeeze-excite",
     nn.Hardsigmoid: "h-sigmoid",
     nn.SiLU: "silu",
+    ChannelAffine: "affine",
 }
 CODE_MODULES: dict[type[nn.Module], str] = {
     nn.MaxPool2d: "max-pool",
@@ -216,9 +217,9 @@ class _Builder:
             return self._layer(module, x, node.name)
         if isinstance(module, (GridQuantize, nn.ReLU, nn.Hardtanh)):
             return self._activation(module, x, node.name)
-        if isinstance(module, FloatSqueezeExcite):
+        if isinstance(module, (FloatSqueezeExcite, ChannelAffine)):
             name = module.name
-            return self._step("squeeze-excite", name, (x,), node.name, module)
+            return self._step(FLOAT_MODULES[type(module)], name, (x,), node.name, module)
         for kinds in (FLOAT_MODULES, CODE_MODULES, GRID_MODULES):
             kind = kinds.get(type(module))
             if kind is not None:
@@ -241,6 +242,10 @@ class _Builder:
         if layer.input is not None:
             x = self._activation(layer.input, x, f"{node}.input")
         x = self._step("linear" if layer.spec.kind == "linear" else "conv", layer.spec.name, (x,), node, layer)
+        if layer.raw is not None:
+            x = self._activation(layer.raw, x, f"{node}.raw")
+        if layer.affine is not None:
+            x = self._step("affine", layer.affine.name, (x,), f"{node}.affine", layer.affine)
         return x if layer.output is None else self._activation(layer.output, x, f"{node}.output")
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.errors import ExportError
-from qnas.layers import LayerSpec
+from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.active import ActiveSubnet
 from qnas.nn.grid import AffineGrid, CodebookGrid, Grid
 from qnas.nn.quantizer import Quantizer, QuantizerSite, SiteContext
@@ -36,6 +36,8 @@ class ActivationSite(nn.Module):
         passthrough_bits: the tensor arrives on a grid of so many bits; a site that wants no fewer passes it on as it
             is, so that the integer graph needs no operator there.
         upper: where the ReLU is cut off, as 6 for ReLU6; the grid that is extracted ends there.
+        output_bits: the tensor is what the layer ``name`` puts out, before its batch normalisation, at so many bits;
+            otherwise it is what the layer takes in, at the bits of its description, where 32 leave it in float.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ActivationSite(nn.Module):
         relu: bool = False,
         passthrough_bits: int | None = None,
         upper: float | None = None,
+        output_bits: int | None = None,
     ) -> None:
         super().__init__()
         if upper is not None and (not relu or passthrough_bits is not None):
@@ -55,6 +58,7 @@ class ActivationSite(nn.Module):
         self.relu = relu
         self.upper = upper
         self.passthrough_bits = passthrough_bits
+        self.output_bits = output_bits
         self.mode = "float"
         self.observe: Observe | None = None
         self.spec: LayerSpec | None = None
@@ -72,7 +76,17 @@ class ActivationSite(nn.Module):
 
     def _context(self, channels: int) -> SiteContext:
         assert self.spec is not None, f"site {self.name} is not active"
-        return SiteContext(self.spec.a_bits, channels, self.values)
+        return SiteContext(self.output_bits or self.spec.a_bits, channels, self.values)
+
+    @property
+    def _channels(self) -> int:
+        assert self.spec is not None, f"site {self.name} is not active"
+        return self.spec.in_channels if self.output_bits is None else self.spec.out_channels
+
+    @property
+    def _in_float(self) -> bool:
+        assert self.spec is not None, f"site {self.name} is not active"
+        return self.mode == "float" or (self.output_bits is None and self.spec.a_bits == FLOAT_BITS)
 
     @property
     def _passes(self) -> bool:
@@ -83,7 +97,7 @@ class ActivationSite(nn.Module):
         """Quantize ``[N, C, ...]``, or only apply the activation function in float mode."""
         if self.upper is not None:
             x = x.clamp(max=self.upper)
-        if self.mode == "float" or (self._passes and self.mode == "quantize"):
+        if self._in_float or (self._passes and self.mode == "quantize"):
             return F.relu(x) if self.relu else x
         ctx = self._context(x.shape[1])
         if self.mode == "observe":
@@ -103,21 +117,21 @@ class ActivationSite(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """Return the quantizer's term of the loss; ``None`` where it is not at work in the active subnet."""
-        if self.spec is None or self.mode != "quantize" or self._passes:
+        if self.spec is None or self.mode != "quantize" or self._in_float or self._passes:
             return None
-        return self.quantizer.penalty(self._context(self.spec.in_channels))
+        return self.quantizer.penalty(self._context(self._channels))
 
     def extract(self) -> GridQuantize | nn.Module | None:
         """Return the static twin for the active subnet; ``None`` where the tensor passes as it is."""
-        if self._passes or self.mode == "float":
+        if self._in_float or self._passes:
             if self.upper is not None:
                 return nn.Hardtanh(0.0, self.upper)
             return nn.ReLU() if self.relu else None
-        assert self.spec is not None
-        ctx = self._context(self.spec.in_channels)
+        ctx = self._context(self._channels)
+        name = self.name if self.output_bits is None else f"{self.name}.raw"
         if self.quantizer.follows_batches:
-            return BatchGridQuantize(self.name, self.quantizer, ctx, relu=self.relu, upper=self.upper)
-        return GridQuantize(self.name, cut(self.quantizer.export(ctx), self.upper), relu=self.relu)
+            return BatchGridQuantize(name, self.quantizer, ctx, relu=self.relu, upper=self.upper)
+        return GridQuantize(name, cut(self.quantizer.export(ctx), self.upper), relu=self.relu)
 
 
 def cut(grid: Grid, upper: float | None) -> Grid:
@@ -154,6 +168,24 @@ class FixedGrid(Quantizer):
     def export(self, ctx: SiteContext) -> AffineGrid:
         """Return the given grid."""
         return AffineGrid(self.scale, self.grid.zero_point, self.grid.qmin, self.grid.qmax)
+
+
+class Unquantized(Quantizer):
+    """Stands where a site is left in float for good; nothing is ever put on a grid there."""
+
+    def start(self, x: Tensor, ctx: SiteContext) -> None:
+        """Do nothing."""
+
+    def set_range(self, bits: int, low: Tensor, high: Tensor) -> None:
+        """Do nothing."""
+
+    def forward(self, x: Tensor, ctx: SiteContext) -> Tensor:
+        """Return ``x``."""
+        return x
+
+    def export(self, ctx: SiteContext) -> Grid:
+        """Refuse: there is no grid."""
+        raise ExportError(f"Site {self.site.name!r} is left in float: it has no grid. Quantize it, or leave it out.")
 
 
 class GridQuantize(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,12 +101,39 @@ def batch_statistics(y: Tensor, ranks: Ranks | None = None) -> tuple[Tensor, Ten
     of their means: nothing cancels. In float32 at least.
     """
     y = y if y.dtype in (torch.float32, torch.float64) else y.float()
-    var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+    mean, var = _ChannelStatistics.apply(y)  # type: ignore[no-untyped-call]
     count = y.numel() // y.shape[1]
     if ranks is None or ranks.size == 1:
         return mean, var, count
     whole = ranks.mean(mean)
     return whole, ranks.mean(var + (mean - whole) ** 2), count * ranks.size
+
+
+class _ChannelStatistics(torch.autograd.Function):
+    """Mean and biased variance of each channel of ``[N, C, H, W]``.
+
+    ``torch.var_mean`` over these dimensions is 6 to 15 times slower on CPUs, and its backward keeps more. Sums over
+    pixels are products with a vector of ones; the variance is that of the centred values.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])  # a view in channels-last layout
+        ones = pixels.new_ones(len(pixels))
+        mean = torch.mv(pixels.t(), ones).div_(len(pixels))
+        var = torch.mv((pixels - mean).square_().t(), ones).div_(len(pixels))
+        ctx.save_for_backward(y, mean)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """d mean / d y = 1 / M, d var / d y = 2 (y - mean) / M, M pixels a channel."""
+        grad_mean, grad_var = grads
+        y, mean = ctx.saved_tensors
+        pixels = y.numel() // y.shape[1]
+        factor = grad_var * (2 / pixels)
+        offset = grad_mean / pixels - factor * mean
+        return torch.addcmul(offset.reshape(1, -1, 1, 1), y, factor.reshape(1, -1, 1, 1))
 
 
 class _Count:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qnas.layers import LayerSpec
+from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.activation import ActivationSite, Observe
 from qnas.nn.active import ActiveSubnet
 from qnas.nn.batchnorm import EPS, ElasticBatchNorm
@@ -34,6 +34,7 @@ class ElasticConv(nn.Module):
         weight_quantizer: shared by all kernels and widths.
         input_site: puts the input on a grid; ``None`` leaves it as it comes.
         output_site: puts the normalised output on a grid.
+        raw_site: puts the convolution's output on a grid; its batch normalisation then stays in float when deployed.
         kernels: kernel sizes to choose among, ascending.
         depthwise: one group a channel.
         groups: of the convolution, where it is not depthwise; its numbers of channels are then fixed.
@@ -68,6 +69,7 @@ class ElasticConv(nn.Module):
         unit: bool = False,
         folding: FoldingPolicy | None = None,
         bank_knob: Knob | None = None,
+        raw_site: ActivationSite | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -92,6 +94,7 @@ class ElasticConv(nn.Module):
         self.weight_quantizer = weight_quantizer
         self.input = input_site
         self.output = output_site
+        self.raw = raw_site
         self.folding = folding or NoFolding()
         self.mode = "float"
         self.observe: Observe | None = None
@@ -144,7 +147,7 @@ class ElasticConv(nn.Module):
 
     def quantize_weight(self, weight: Tensor, **statistics: Tensor) -> Tensor:
         """Return the fake-quantized weights, or the weights themselves in float mode."""
-        if self.mode == "float":
+        if self._in_float:
             return weight
         ctx = self.weight_context(**{name: value.detach() for name, value in statistics.items()})
         weight = self.weight_quantizer.prepare(weight, ctx)
@@ -157,9 +160,13 @@ class ElasticConv(nn.Module):
         quantized: Tensor = self.weight_quantizer(weight, ctx)
         return quantized
 
+    @property
+    def _in_float(self) -> bool:
+        return self.mode == "float" or (self.spec is not None and self.spec.w_bits == FLOAT_BITS)
+
     def penalty(self) -> Tensor | None:
         """Return the weight quantizer's term of the loss; ``None`` where it is not at work in the active subnet."""
-        if self.spec is None or self.mode != "quantize":
+        if self.spec is None or self.mode != "quantize" or self._in_float:
             return None
         return self.weight_quantizer.penalty(self.weight_context())
 
@@ -180,6 +187,8 @@ class ElasticConv(nn.Module):
             x = F.linear(x.flatten(1), self.quantize_weight(weight).flatten(1), self.bias)
         elif self.bn is None:
             x = self._convolve(x, self.quantize_weight(weight), self.bias)
+        elif self.raw is not None:
+            x = self.bn(self.raw(self.convolve(x, self.quantize_weight(weight))))
         elif self.mode == "float":
             x = self.bn(self.convolve(x, weight))
         else:
@@ -198,8 +207,9 @@ class ElasticConv(nn.Module):
             None if self.bn is None else self.bn.extract(self.spec.out_channels),
             None if self.input is None else self.input.extract(),
             None if self.output is None else self.output.extract(),
-            None if self.mode == "float" else self.weight_quantizer,
+            None if self._in_float else self.weight_quantizer,
             self.weight_context(),
             folds=self.folding.folds,
             padding=self.padding,
+            raw_grid=None if self.raw is None else self.raw.extract(),
         )

@@ -36,6 +36,8 @@ class SubnetLayer(nn.Module):
         codes: ``[O, I, K, K]`` integers of the weights on the grid; ``None`` where they are in float.
         channel_scale: ``[O]``, by which folding multiplied the quantized weights (1 where it came before).
         padding: on each side of the input, in pixels.
+        raw: puts the convolution's output on a grid, where batch normalisation stays in float: then :meth:`fold` turns
+            it into ``affine``, a factor and an offset for each channel, and leaves weights and bias alone.
     """
 
     weight: Tensor
@@ -54,12 +56,15 @@ class SubnetLayer(nn.Module):
         *,
         folds: bool,
         padding: int | None = None,
+        raw_grid: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.padding = spec.kernel_size // 2 if padding is None else padding
         self.input = input_grid
         self.output = output_grid
+        self.raw = raw_grid
+        self.affine: ChannelAffine | None = None
         self.bn = bn
         self.folds = folds and bn is not None and quantizer is not None
         self._quantizer = [quantizer]  # in a list: not a submodule, it stays the supernet's
@@ -160,8 +165,8 @@ class SubnetLayer(nn.Module):
             x = self._forward_unfolded(x)
         else:
             x = self._convolve(x, self.weight, self.bias)
-            if self.bn is not None:
-                x = self.bn(x)
+            for then in (self.raw, self.bn, self.affine):
+                x = x if then is None else then(x)
         return x if self.output is None else self.output(x)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -196,6 +201,10 @@ class SubnetLayer(nn.Module):
         mean, sigma = self._statistics()
         factor = self.bn.weight / sigma
         quantizer = self._quantizer[0]
+        if self.raw is not None:
+            self.affine = ChannelAffine(f"{self.spec.name}.bn", factor, self.bn.bias - factor * mean)
+            self.bn = None
+            return
         if self.folds and quantizer is not None:
             folded = self.folded_weight()
             self.weight = folded.clone()
@@ -212,6 +221,28 @@ class SubnetLayer(nn.Module):
         if not isinstance(self.grid, AffineGrid):
             return self.channel_scale
         return self.grid.scale.detach() * self.channel_scale
+
+
+class ChannelAffine(nn.Module):
+    """Multiplies each channel by a factor and adds an offset: batch normalisation that is not folded, in float.
+
+    Args:
+        name: of the step in deployed graphs.
+        factor, offset: ``[C]``.
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, name: str, factor: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.name = name
+        self.register_buffer("factor", factor.detach().clone())
+        self.register_buffer("offset", offset.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x * factor + offset`` of ``[N, C, H, W]``."""
+        return x * self.factor.reshape(1, -1, 1, 1) + self.offset.reshape(1, -1, 1, 1)
 
 
 class Residual(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qnas.layers import LayerSpec
-from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish, Observe
+from qnas.layers import FLOAT_BITS, LayerSpec
+from qnas.nn.activation import MODES, ActivationSite, FixedGrid, GlobalPool, HardSwish, Observe, Unquantized
 from qnas.nn.active import ActiveSubnet
 from qnas.nn.batchnorm import ElasticBatchNorm
 from qnas.nn.elastic import ElasticConv
@@ -68,7 +68,7 @@ class BuildContext:
         _, bits = self.space.bit_choices(self._sites[name])
         fixed = self.space.bit_labels(name)[1] is None
         site = QuantizerSite(name, "activation", bits, channels, signed, self.compile, fixed=fixed)
-        quantizer = self.act_quantizer(site)
+        quantizer = Unquantized(site) if bits == (FLOAT_BITS,) else self.act_quantizer(site)
         return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits, upper=upper)
 
     def image_site(self, name: str, channels: int) -> ActivationSite:
@@ -114,7 +114,10 @@ class BuildContext:
         kernels = tuple(options.get("kernels", (1,)))
         fixed = self.space.bit_labels(name)[0] is None
         site = QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile, kernels, fixed)
-        weights = self.weight_quantizer(site)
+        weights = Unquantized(site) if w_bits == (FLOAT_BITS,) else self.weight_quantizer(site)
+        if self.space.scheme.conv_only:
+            passthrough_bits = None  # what arrives is in float
+            options["raw_site"] = self._raw_site(name, out_channels, options)
         if image:
             input_site = self.image_site(name, in_channels)
         else:
@@ -132,6 +135,13 @@ class BuildContext:
         return ElasticConv(
             name, in_channels, out_channels, weights, input_site, output_site, folding=self.folding, **options
         )
+
+    def _raw_site(self, name: str, channels: int, options: Mapping[str, Any]) -> ActivationSite | None:
+        """Return the site of a convolution's output, whose batch normalisation stays in float."""
+        if options.get("linear") or not options.get("norm", True):
+            return None
+        site = QuantizerSite(f"{name}.raw", "activation", (self.edge_bits,), channels, True, self.compile, fixed=True)
+        return ActivationSite(name, self.act_quantizer(site), output_bits=self.edge_bits)
 
 
 class Supernet(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qnas.nn.batchnorm import ElasticBatchNorm, recalibrate
+from qnas.nn.batchnorm import ElasticBatchNorm, batch_statistics, recalibrate
 
 
 def test_recalibration_averages_biased_batch_statistics():
@@ -56,3 +56,25 @@ def test_only_active_channels_are_updated():
     bn(torch.randn(8, 2, 3, 3) + 5)
     assert (bn.mean0[:2] > 0.2).all()
     assert (bn.mean0[2:] == 0).all()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_statistics_and_their_gradients_are_those_of_the_definition(channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(4, 5, 3, 6, generator=torch.Generator().manual_seed(0)).double().contiguous(memory_format=layout)
+    a, b = (x.clone(memory_format=layout).requires_grad_() for _ in range(2))
+    weights = torch.randn(2, 5, generator=torch.Generator().manual_seed(1)).double()
+    mean, var, count = batch_statistics(a)
+    want_mean = b.mean((0, 2, 3))
+    want_var = (b - want_mean.reshape(1, -1, 1, 1)).square().mean((0, 2, 3))
+    torch.testing.assert_close((mean, var), (want_mean, want_var), rtol=1e-12, atol=1e-12)
+    assert count == 4 * 3 * 6
+    (weights[0] * mean.sin() + weights[1] * var.sqrt()).sum().backward()
+    (weights[0] * want_mean.sin() + weights[1] * want_var.sqrt()).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_variances_far_from_zero_do_not_cancel():
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 1000
+    _, var, _ = batch_statistics(x)
+    torch.testing.assert_close(var, x.double().var((0, 2, 3), correction=0).float(), rtol=1e-4, atol=0)
