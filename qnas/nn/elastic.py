@@ -187,6 +187,7 @@ class ElasticConv(nn.Module):
             x = F.linear(x.flatten(1), self.quantize_weight(weight).flatten(1), self.bias)
         elif self.bn is None:
             x = self._convolve(x, self.quantize_weight(weight), self.bias)
+            x = x if self.raw is None else self.raw(x)
         elif self.raw is not None:
             x = self.bn(self.raw(self.convolve(x, self.quantize_weight(weight))))
         elif self.mode == "float":

@@ -117,7 +117,7 @@ class BuildContext:
         weights = Unquantized(site) if w_bits == (FLOAT_BITS,) else self.weight_quantizer(site)
         if self.space.scheme.conv_only:
             passthrough_bits = None  # what arrives is in float
-            options["raw_site"] = self._raw_site(name, out_channels, options)
+            options["raw_site"] = None if options.get("linear") else self._raw_site(name, out_channels)
         if image:
             input_site = self.image_site(name, in_channels)
         else:
@@ -136,10 +136,8 @@ class BuildContext:
             name, in_channels, out_channels, weights, input_site, output_site, folding=self.folding, **options
         )
 
-    def _raw_site(self, name: str, channels: int, options: Mapping[str, Any]) -> ActivationSite | None:
-        """Return the site of a convolution's output, whose batch normalisation stays in float."""
-        if options.get("linear") or not options.get("norm", True):
-            return None
+    def _raw_site(self, name: str, channels: int) -> ActivationSite:
+        """Return the site of a convolution's output, which an integer kernel needs where floats follow."""
         site = QuantizerSite(f"{name}.raw", "activation", (self.edge_bits,), channels, True, self.compile, fixed=True)
         return ActivationSite(name, self.act_quantizer(site), output_bits=self.edge_bits)
 

@@ -51,13 +51,15 @@ def device():
 
 
 @cache
-def evaluator(bits=4, se=False, act="relu", negative="signed", per_channel=False) -> Evaluator:
+def evaluator(
+    bits=4, se=False, act="relu", negative="signed", per_channel=False, conv_only=False, folding="none", weight="lsq"
+) -> Evaluator:
     """An untrained supernet whose quantizers started from data; gammas of all signs, some 0."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data, lsq = digits(), REGISTRY.load("quantizer", "lsq")
     space = REGISTRY.load("space", "mbv3")(
-        QuantScheme((bits,), (bits,)),
+        QuantScheme((bits,), (bits,), conv_only=conv_only),
         image_size=SIZE,
         num_classes=10,
         image_channels=1,
@@ -67,12 +69,14 @@ def evaluator(bits=4, se=False, act="relu", negative="signed", per_channel=False
         expansions=(2, 3),
         depths=(1, 2),
     )
+    weights, options = REGISTRY.load("quantizer", weight), {"per_channel": True} if per_channel else {}
     supernet = space.build(
         BuildContext(
             space,
-            lambda site: lsq(site, per_channel=per_channel),
+            lambda site: weights(site, **options),
             lambda site: lsq(site, negative=negative),
             data.pixels.affine(),
+            folding_policy(folding),
         )
     )
     started(supernet, data)
@@ -80,7 +84,7 @@ def evaluator(bits=4, se=False, act="relu", negative="signed", per_channel=False
         supernet,
         data,
         REGISTRY.load("task", "classification")(),
-        [REGISTRY.load("calibrator", "bn")()],
+        [REGISTRY.load("calibrator", name)() for name in ("bn", *weights.calibrators)],
         {"size_bytes": REGISTRY.load("cost", "size_bytes")},
         EvaluatorSettings(calibration_images=100),
     )
@@ -176,6 +180,65 @@ def test_a_relu_net_is_executed_in_integers_alone(tmp_path, bits, which):
     assert report.passed, report.failures
     assert report.within_steps is not None
     assert report.identical >= 0.98
+
+
+@pytest.mark.parametrize("which", ["highest", "lowest"])
+@pytest.mark.parametrize("weight", ["lsq", "scale-predictor"])
+def test_a_fully_quantized_net_that_was_folded_first_has_one_scale_a_tensor(tmp_path, weight, which):
+    """QuantNAS, Sec. 2.1 and 5.1: one Q, one DQ, integer operators between, symmetric weights, a scale a tensor."""
+    subnet = subnet_of(which, bits=8, folding="batch", weight=weight)
+    summary = export_onnx(subnet, tmp_path / "m.onnx", metadata={})
+    assert summary.islands == ()
+    executed = {op: n for op, n in device().operators(summary.path).items() if op not in LAYOUT}
+    assert executed == expected_integer_operators(subnet)
+    assert executed["QuantizeLinear"] == executed["DequantizeLinear"] == 1
+    for name, scales in initializers(summary.path).items():
+        if name.endswith(".weight.scales"):
+            assert len(np.unique(scales)) == 1, name
+        if name.endswith(".weight.zero_points"):
+            assert not scales.any(), name
+    report = compare(subnet, summary.path)
+    assert report.passed, report.failures
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_with_convolutions_alone_quantized_everything_else_is_in_float(tmp_path, bits):
+    subnet = subnet_of("highest", bits=bits, conv_only=True)
+    layers = [layer for layer in subnet.subnet_layers() if layer.spec.kind == "conv"]
+    blocks = sum(isinstance(module, Residual) for module in subnet.modules())
+    normalised = [layer.spec.name for layer in layers if layer.affine is not None]
+    assert normalised == [layer.spec.name for layer in layers if layer.spec.name != "features"]
+    summary = export_onnx(subnet, tmp_path / "m.onnx", metadata={})
+    executed = Counter(device().operators(summary.path))
+    assert executed["QLinearConv"] == len(layers)
+    assert executed["Conv"] == 0
+    assert executed["BatchNormalization"] == len(normalised)
+    assert executed["QuantizeLinear"] >= len(layers)  # before each of them
+    assert executed["DequantizeLinear"] == len(layers)  # after each of them
+    assert executed["Add"] == blocks
+    assert executed["Gemm"] + executed["FusedGemm"] == 1
+    assert not {"QLinearAdd", "QGemm", "QLinearGlobalAveragePool"} & set(executed)
+    assert {island.name for island in summary.islands} >= {"classifier", *(f"{name}.bn" for name in normalised)}
+    report = compare(subnet, summary.path)
+    assert report.passed, report.failures
+    with pytest.raises(ExportError, match="--quantize full"):
+        write_packed(subnet, tmp_path / "packed.safetensors", metadata={})
+
+
+def test_costs_of_a_net_with_convolutions_alone_quantized_are_in_float_elsewhere():
+    judge = evaluator(bits=8, conv_only=True)
+    layers = judge.supernet.space.layers(judge.supernet.space.highest())
+    assert {(layer.w_bits, layer.a_bits) for layer in layers if layer.kind == "conv"} == {(8, 8)}
+    assert {(layer.w_bits, layer.a_bits) for layer in layers if layer.kind != "conv"} == {(32, 32)}
+
+
+def test_a_net_with_convolutions_alone_quantized_answers_as_its_supernet():
+    supernet = evaluator(bits=8, conv_only=True).supernet.train()
+    images = digits().pixels.normalise(digits().train.images[:16])
+    subnet = supernet.extract(supernet.space.highest()).train()
+    with torch.no_grad(), supernet.keeping_statistics():
+        torch.testing.assert_close(subnet(images), supernet(images))
+    supernet.eval()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
