@@ -218,6 +218,18 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "recipe",
+        "quantnas",
+        "qnas_plugins.recipes:QUANTNAS",
+        "QuantNAS: fully quantized at 8 bits, scales predicted for each subnet, latency measured",
+    )
+    yield ComponentSpec(
+        "recipe",
+        "batchquant",
+        "qnas_plugins.recipes:BATCHQUANT",
+        "What QuantNAS is compared with: activations in the range of their batch, mixed precision",
+    )
+    yield ComponentSpec(
+        "recipe",
         "ptq",
         "qnas_plugins.recipes:PTQ",
         "Post-training quantization: a float net, quantized without training",
