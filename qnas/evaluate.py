@@ -143,8 +143,12 @@ class Evaluator:
         subnet = self.supernet.extract(sample)
         subnet.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for calibrator in self.calibrators:
-            calibrator.calibrate(subnet, self._batches("calibration", self._calibration, subnet.resolution))
+            calibrator.calibrate(subnet, self.calibration_images(subnet.resolution))
         return round_biases(subnet.cpu().fold())
+
+    def calibration_images(self, size: int) -> Iterable[Tensor]:
+        """Return the normalised batches that calibrators look at, at one resolution."""
+        return self._batches("calibration", self._calibration, size)
 
     def _batches(self, name: str, split: Split, size: int) -> Iterable[Tensor]:
         """Return a split's batches at one resolution, made once; a streamed split is decoded each time."""

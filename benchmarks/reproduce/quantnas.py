@@ -71,9 +71,12 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     data["image_size"] = 16 if args.quick else 20
     epochs = dict.fromkeys(EPOCHS, 1) if args.quick else EPOCHS
     quantizer, folding, bits = ARMS.get(arm, ("lsq", "none", 8))
-    stages = [{"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False}]
-    if arm != "base":
-        stages.append({"name": "quantized", "epochs": epochs["quantized"], "lr": 3e-3})
+    if arm == "base":
+        start: dict[str, Any] = {}
+        stage: dict[str, Any] = {"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False}
+    else:
+        start = {"init": str((args.work / f"base-{seed}/stages/00-float/checkpoint.safetensors").absolute())}
+        stage = {"name": "quantized", "epochs": epochs["quantized"], "lr": 3e-3}
     resolutions = [12, 16] if args.quick else [12, 16, 20]
     return {
         "seed": seed,
@@ -90,7 +93,7 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
             "a_bits": [bits],
             "folding": folding,
         },
-        "train": {"num_subnets": 2 if args.quick else 3, "weight_decay": 1e-5, "stages": stages},
+        "train": {"num_subnets": 2 if args.quick else 3, "weight_decay": 1e-5, "stages": [stage], **start},
     }
 
 
@@ -102,8 +105,6 @@ def trained(args: argparse.Namespace, seed: int, arm: str) -> tuple[Run, str]:
         run = Run.open(path, registry)
     else:
         run = Run.create(path, load_config(settings(args, seed, arm)), registry)
-    if arm != "base" and run.stages.latest_checkpoint() is None:
-        shared.take_stages(args.work / f"base-{seed}", path, 1)
     try:
         run.train()
     except TrainingDivergedError as error:

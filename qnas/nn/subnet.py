@@ -106,8 +106,10 @@ class SubnetLayer(nn.Module):
         ctx = replace(ctx, gamma=ctx.gamma.to(home), mean=mean.to(home), sigma=sigma.to(home))
         return quantizer.export(ctx).to(self.weight.device)
 
-    def _own_grid(self, quantizer: Quantizer) -> Grid:
-        """Return the grid of the folded weights: for the shared statistics, or with the subnet's own scale."""
+    def folded_grid(self) -> Grid:
+        """Return the grid that :meth:`fold` puts folded weights on: the shared one, or with the subnet's own scale."""
+        quantizer = self._quantizer[0]
+        assert quantizer is not None
         assert self._shared is not None
         grid = self._grid_for(quantizer, *self._shared)
         if self._own_scale is None:
@@ -139,10 +141,9 @@ class SubnetLayer(nn.Module):
 
         Layers that do not fold first, or whose weights are on a table, keep theirs.
         """
-        quantizer = self._quantizer[0]
-        if not self.folds or quantizer is None:
+        if not self.folds:
             return
-        grid, weight = self._own_grid(quantizer), self.folded_weight()
+        grid, weight = self.folded_grid(), self.folded_weight()
         if not isinstance(grid, AffineGrid) or grid.zero_points != (0, 0):
             return
         rows = [weight] if grid.axis is None else list(weight)
@@ -190,7 +191,7 @@ class SubnetLayer(nn.Module):
         folded = quantizer.prepare(self.weight * factor.reshape(-1, 1, 1, 1), self._folded_context(mean, sigma))
         bias = self.bn.bias - factor * mean
         trains = self.bn.training
-        grid = self._grid_for(quantizer, mean, sigma) if trains else self._own_grid(quantizer)  # as judged
+        grid = self._grid_for(quantizer, mean, sigma) if trains else self.folded_grid()  # as judged
         return self._convolve(x, grid.quantize(folded), bias)
 
     @torch.no_grad()
@@ -200,15 +201,14 @@ class SubnetLayer(nn.Module):
             return
         mean, sigma = self._statistics()
         factor = self.bn.weight / sigma
-        quantizer = self._quantizer[0]
         if self.raw is not None:
             self.affine = ChannelAffine(f"{self.spec.name}.bn", factor, self.bn.bias - factor * mean)
             self.bn = None
             return
-        if self.folds and quantizer is not None:
+        if self.folds:
             folded = self.folded_weight()
             self.weight = folded.clone()
-            self._put_on(self._own_grid(quantizer), folded)
+            self._put_on(self.folded_grid(), folded)
         else:
             self.weight = self.weight * factor.reshape(-1, 1, 1, 1)
             self.channel_scale = factor.clone()

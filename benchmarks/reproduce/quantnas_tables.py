@@ -1,0 +1,93 @@
+"""The tables of ``quantnas.py``, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared import table
+
+Json = Mapping[str, Any]
+
+
+def markdown(value: Json) -> str:
+    """Return every table for which there are figures."""
+    summary = value["summary"]
+    parts = [
+        ("Loss after the last stage (Fig. 8)", _training(summary["training"])),
+        ("Standard deviations of subnets (Fig. 4, 5)", _statistics(summary["statistics"])),
+        ("Scales (Sec. 3.2, Fig. 10)", _scales(summary["scales"])),
+        ("Ranks of random subnets", _ranks(value["seeds"], summary["ranks"])),
+        ("Fronts of accuracy and measured latency", _fronts(value["seeds"], summary["fronts"])),
+    ]
+    return "\n".join(f"### {title}\n\n{text}\n" for title, text in parts if text)
+
+
+def _mean(entry: Json | None, digits: int = 3, factor: float = 1.0) -> str:
+    """Return a mean over seeds with its interval."""
+    if entry is None:
+        return ""
+    shown = f"{factor * entry['value']:.{digits}f}"
+    if entry["low"] is None:
+        return shown
+    return f"{shown} [{factor * entry['low']:.{digits}f}, {factor * entry['high']:.{digits}f}]"
+
+
+def _training(summary: Json) -> str:
+    rows = [
+        [name, _mean(entry["largest"]), _mean(entry["smallest"]), str(entry["diverged"])]
+        for name, entry in summary.items()
+    ]
+    return table(["arm", "loss of the largest", "of the smallest", "seeds that diverged"], rows)
+
+
+def _statistics(summary: Json) -> str:
+    kinds = {
+        "subnets": "subnet and subnet",
+        "moving": "supernet's moving and subnet",
+        "batch": "supernet's batch and subnet",
+    }
+    rows = [
+        [f"{arm}: {label}", *(_mean(entry[f"{kind} {n}"], 4) for n in ("cosine", "least cosine", "error"))]
+        for arm, entry in summary.items()
+        for kind, label in kinds.items()
+    ]
+    return table(["after", "cosine, mean", "cosine, least", "relative error"], rows)
+
+
+def _scales(summary: Json) -> str:
+    names = ("median spread", "largest spread", "error, from given", "error, from fitted", "error, between")
+    accuracies = ("accuracy, given", "accuracy, fitted", "accuracy, tuned")
+    rows = [
+        [arm, *(_mean(entry[name], 2) for name in names), *(_mean(entry[name], 1, 100) for name in accuracies)]
+        for arm, entry in summary.items()
+    ]
+    header = ["arm", "best scales: largest / smallest, median layer", "worst layer"]
+    header += ["given against tuned from them", "against tuned from fitted", "tuned against tuned"]
+    header += ["accuracy given, %", "fitted, %", "tuned, %"]
+    return table(header, rows)
+
+
+def _ranks(seeds: Json, summary: Json) -> str:
+    rows: list[Sequence[str]] = []
+    for arm, entry in summary.items():
+        accuracies = (_mean(entry[f"accuracy, {name}"], 1, 100) for name in ("given", "shared", "fitted"))
+        rows.append([arm, *accuracies, *(_mean(entry[f"tau, {name}"], 2) for name in ("given", "shared"))])
+        for number, seed in seeds.items():
+            tau = seed["arms"][arm].get("ranks", {}).get("tau")
+            if tau:
+                cells = [f"{t['value']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in (tau["given"], tau["shared"])]
+                rows.append([f"{arm}, seed {number}", "", "", "", *cells])
+    header = ["arm", "accuracy, given scales, %", "supernet's, %", "fitted, %", "tau, given", "tau, supernet's"]
+    return table(header, rows)
+
+
+def _fronts(seeds: Json, summary: Json) -> str:
+    rows: list[Sequence[str]] = []
+    for arm, entry in summary.items():
+        rows.append([arm, "", "", _mean(entry["hypervolume, search"], 4), _mean(entry["hypervolume, test"], 4)])
+        for number, seed in seeds.items():
+            for point in seed["arms"][arm].get("front", {}).get("points", ()):
+                cells = [f"{point['latency_ms']:.3f}", f"{100 * point['test']:.1f}", "", ""]
+                rows.append([f"{arm}, seed {number}", *cells])
+    return table(["arm", "latency, ms", "accuracy, test, %", "hypervolume, search", "hypervolume, test"], rows)
