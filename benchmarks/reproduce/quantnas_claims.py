@@ -159,8 +159,8 @@ def scales(run: Run, quick: bool) -> Json:
 
     ``spread``: for each layer the largest over the smallest least-squares scale among random subnets. ``errors``: of a
     few subnets, relative to scales that LSQ trains on training images while weights and statistics stand still (Sec.
-    5.3.3), which start from the ``given`` ones or from the ``fitted`` ones, for where the loss hardly depends on a scale
-    it stays where it starts: the given scales against both, and ``between`` the two trained ones.
+    5.3.3). Where the loss hardly depends on a scale it stays where it starts, so they start from the ``given`` ones and
+    from the ``fitted`` ones: the given scales against both, and ``between`` the two trained ones.
     """
     evaluator = run.stages.evaluator()
     wanted = sizes(quick)

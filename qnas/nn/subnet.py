@@ -80,7 +80,8 @@ class SubnetLayer(nn.Module):
             self._shared = self._statistics()
         elif quantizer is not None:
             with torch.no_grad():
-                self._put_on(quantizer.export(ctx), quantizer.prepare(self.weight, ctx))
+                prepared = quantizer.prepare(self.weight, ctx)  # before the grid, which may follow from it
+                self._put_on(quantizer.export(ctx), prepared)
 
     def _put_on(self, grid: Grid, weight: Tensor) -> None:
         self.grid = grid
@@ -143,7 +144,7 @@ class SubnetLayer(nn.Module):
         """
         if not self.folds:
             return
-        grid, weight = self.folded_grid(), self.folded_weight()
+        weight, grid = self.folded_weight(), self.folded_grid()
         if not isinstance(grid, AffineGrid) or grid.zero_points != (0, 0):
             return
         rows = [weight] if grid.axis is None else list(weight)
