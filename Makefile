@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/qnas run --space mbv3 --quantizer lsq --strategy evolution
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
