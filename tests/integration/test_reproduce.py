@@ -73,3 +73,33 @@ def test_multiquant(tmp_path):
     assert at["mixed"]["bitops"] < 1.4 * at["uniform"]["bitops"]
     assert sum(at["w_bits"]) <= 4 * len(at["w_bits"])
     assert (tmp_path / "out.md").read_text().count("### ") == 8
+
+
+def test_quantnas_latency(tmp_path):
+    value = reproduce("quantnas_latency.py", tmp_path)
+    found = value["nets"]["MobileNetV2"]
+    assert set(found) == {"float", "conv-only", "full"}
+    assert all(entry["low"] <= entry["ms"] <= entry["high"] for entry in found.values())
+    assert found["full"]["operators"]["QuantizeLinear"] == found["full"]["operators"]["DequantizeLinear"] == 1
+    assert found["float"]["operators"].get("QLinearConv", 0) == 0
+    assert found["conv-only"]["operators"]["QLinearConv"] == found["full"]["operators"]["QLinearConv"]
+
+
+def test_quantnas(tmp_path):
+    first = reproduce("quantnas.py", tmp_path, "--parts", "train")
+    assert not first["summary"]["ranks"]
+    value = reproduce("quantnas.py", tmp_path)
+    found = value["seeds"]["0"]["arms"]
+    assert {arm: at["history"] for arm, at in found.items()} == {
+        arm: at["history"] for arm, at in first["seeds"]["0"]["arms"].items()
+    }  # nothing is trained again
+    like = found["shared-8"]["statistics"]["layers"]["stem"]
+    assert all(0 < like[kind]["cosine"] <= 1.000001 for kind in ("subnets", "moving", "batch"))
+    assert like["batch"]["error"] < like["moving"]["error"]
+    for arm in ("shared-8", "predicted-8", "shared-4", "predicted-4"):
+        assert min(found[arm]["scales"]["spread"].values()) >= 1
+        assert set(found[arm]["ranks"]["accuracies"]) == {"given", "shared", "fitted"}
+    shared = found["shared-8"]["ranks"]["accuracies"]
+    assert shared["given"] == shared["shared"]  # a learned scale is one for all subnets
+    assert found["predicted-8"]["front"]["points"]
+    assert (tmp_path / "out.md").read_text().count("### ") == 5
