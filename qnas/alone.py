@@ -26,8 +26,8 @@ from qnas.processes import Processes
 from qnas.records import keep_records
 from qnas.retrained import ALONE, RESULT
 from qnas.rng import integer_seed
+from qnas.scoring import score_error
 from qnas.space import Sample, SearchSpace
-from qnas.statistics import standard_error
 from qnas.train import BIT_KNOBS, Progress, Stage, Trainer, set_stage_mode
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _judge(run: Run, trainer: Trainer, sample: Sample, stage: str, device: torch
         evaluation = evaluator.evaluate(sample, split)
         score = evaluation.metrics[evaluator.task.metric]
         result["metrics"][split] = evaluation.metrics
-        result["standard_error"][split] = standard_error(score, evaluation.num_images)
+        result["standard_error"][split] = score_error(evaluator.task, score, evaluation.num_images)
         result["num_images"][split] = evaluation.num_images
         result["correct"][split] = evaluation.packed().hex()
     return result

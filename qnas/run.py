@@ -444,6 +444,11 @@ class Run:
         with self.phase("export"):
             return self.exports(stage).export(sample)
 
+    def export_features(self, sample: Sample, stage: str | None = None) -> dict[str, Any]:
+        """Write a subnet's backbone as integer ONNX; see :meth:`qnas.exports.Exports.export_features`."""
+        with self.phase("export"):
+            return self.exports(stage).export_features(sample)
+
     def verify(self, sample: Sample, stage: str | None = None) -> dict[str, Any]:
         """Compare an exported model with its subnet; see :meth:`qnas.exports.Exports.verify`."""
         with self.phase("verify"):
