@@ -35,7 +35,9 @@ class Dataset(Protocol):
         Targets are classes ``[N]``, or of any other shape ``[N, ...]`` for tasks that take them.
 
         A ``load`` that has a parameter ``image_size`` is given the user's (``int``, or ``None``); one that streams must
-        have it, since streamed images have the size to train at.
+        have it, since streamed images have the size to train at. One that composes its images of another data set's
+        has ``source``, ``source_options``, ``split_seed``, ``search_fraction`` and ``test_fraction``: a detector gives
+        it what its backbone's run was made with, so that no image changes its split.
         """
 
 

@@ -394,6 +394,19 @@ def print_features(run: Any, result: Mapping[str, Any]) -> None:
     click.echo(f"  {word} on {result['device']} {result['version']}, {result['num_images']} test images")
 
 
+def print_detector(result: Mapping[str, Any]) -> None:
+    """Print what a detector finds."""
+    kind = "integer" if result["quantize"] else "float"
+    click.echo(
+        f"Detector {result['id']} on {result['data']}: backbone {result['key']} ({kind}), stage {result['stage']}"
+    )
+    maps = ", ".join(f"{f['channels']} x {f['size']} x {f['size']} (stride {f['stride']})" for f in result["features"])
+    click.echo(f"  features    {maps}")
+    for split, metrics in result["metrics"].items():
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in metrics.items())
+        click.echo(f"  {split:10}  {shown} ({result['num_images'][split]} images)")
+
+
 def print_verification(result: Mapping[str, Any]) -> None:
     """Print how an exported model compares with its subnet."""
     word = "passed" if result["passed"] else "FAILED"

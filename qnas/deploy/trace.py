@@ -47,8 +47,9 @@ class Step:
 
     Attributes:
         kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
-            ``add``, ``relu`` and ``clip`` (where no grid follows), ``head`` (:class:`FloatHead`), or one of :data:`FLOAT_MODULES`,
-            :data:`CODE_MODULES` (which move codes) and :data:`GRID_MODULES` (whose result is put on a grid next).
+            ``add``, ``relu`` and ``clip`` (where no grid follows), ``head`` (:class:`FloatHead`), or one of
+            :data:`FLOAT_MODULES`, :data:`CODE_MODULES` (which move codes) and :data:`GRID_MODULES` (whose result is
+            put on a grid next).
         name: the site's, or derived from the site before it.
         inputs: names of values.
         output: name of the value that it makes.
