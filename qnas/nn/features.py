@@ -64,20 +64,27 @@ class Features(nn.Module):
         self.parts = nn.ModuleList(wire.part for wire in wires)
         self.inputs = tuple(wire.inputs for wire in wires)
         self.taps = tuple(taps)
-        kept = {tap.value for tap in taps}
         last = {i: number for number, inputs in enumerate(self.inputs) for i in inputs}
-        self._done = tuple(
-            tuple(i for i, at in last.items() if at == number and i not in kept) for number in range(len(wires))
-        )
+        self._done = tuple(tuple(i for i, at in last.items() if at == number) for number in range(len(wires)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return a map ``[N, C, H, W]`` for each tap, of normalised images ``[N, C, S, S]``."""
         values: dict[int, Tensor] = {0: images}
+        maps: dict[Tap, Tensor] = {}
         for number, (part, inputs) in enumerate(zip(self.parts, self.inputs, strict=True)):
             values[number + 1] = part(*(values[i] for i in inputs))
+            for tap in self.taps:
+                if tap.value == number + 1:
+                    maps[tap] = self._tapped(values[tap.value], tap)
+                    if self._static(tap):  # one quantizer to two readers: else the graph would need the accumulator
+                        values[tap.value] = maps[tap]
             for i in self._done[number]:
                 del values[i]
-        return tuple(self._tapped(values[tap.value], tap) for tap in self.taps)
+        return tuple(maps[tap] for tap in self.taps)
+
+    def _static(self, tap: Tap) -> bool:
+        # In training the reader rounds the value itself: rounded twice, a clipped one would lose its gradient.
+        return tap.reader is not None and isinstance(_first_layer(self.parts[tap.reader]), SubnetLayer)
 
     def _tapped(self, value: Tensor, tap: Tap) -> Tensor:
         if tap.reader is None:

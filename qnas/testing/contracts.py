@@ -371,7 +371,7 @@ def check_dataset(dataset: Dataset, **options: Any) -> None:
         assert torch.isfinite(first.labels.double()).all(), "targets must be finite"
     splits = [chosen for chosen in (first.search, first.test) if chosen is not None]
     given = torch.cat(splits) if splits else torch.zeros(0, dtype=torch.int64)
-    assert len(given.unique()) == len(given), "an image is in one split alone"
+    assert len(set(given.tolist())) == len(given), "an image is in one split alone"
     pixels = Split(first.images, first.labels).loaded()
     assert torch.equal(pixels, Split(second.images, second.labels).loaded()), "loading twice must give the same"
     assert torch.equal(first.labels, second.labels), "loading twice must give the same labels"
