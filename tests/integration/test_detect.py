@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused(run):
 def test_images_of_other_channels_are_refused(run, tmp_path, make_folder):
     path = str(make_folder(tmp_path / "pets", each=20))
     options = {**FEW, "source": "files", "source_options": {"path": path}}
-    with pytest.raises(DataError, match="images of 3 channels, but the subnets of .* take 1"):
+    with pytest.raises(DataError, match=r"images of 3 channels, but the subnets of .* take 1"):
         run.detect(find(run, "smallest"), DetectSettings(**{**vars(QUICK), "data_options": options}))
 
 
