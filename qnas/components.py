@@ -225,7 +225,7 @@ def make_feature_task(registry: Registry, name: str, options: Mapping[str, Any],
     cls = registry.load("task", name)
     if not hasattr(cls, "head"):
         raise ConfigError(f"Task {name!r} has no head for a backbone's features. Give --task detection.")
-    task: FeatureTask = make(cls, f"task {name!r}", "task options", options, **given)
+    task: FeatureTask = make(cls, f"task {name!r}", "--task-option", options, **given)
     return task
 
 

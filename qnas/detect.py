@@ -185,6 +185,7 @@ def build_detector(run: Run, choice: Choice, settings: DetectSettings) -> Detect
         image_size=size,
         num_classes=data.num_classes,
     )
+    task.check_targets(data.train.labels)
     with torch.random.fork_rng(devices=[]):
         assert settings.seed is not None
         torch.manual_seed(integer_seed(settings.seed, FOLDER))

@@ -261,6 +261,9 @@ class FeatureTask(Task, Protocol):
     ``image_size`` in pixels; ``num_classes``; and the user's options.
     """
 
+    def check_targets(self, targets: Tensor) -> None:
+        """Raise ``DataError`` where a data set's targets ``[N, ...]`` are not what this task takes."""
+
     def head(self) -> FloatHead:
         """Return a new head with random weights: from a tuple of ``[N, C, H, W]`` features to outputs ``[N, ...]``."""
 

@@ -417,6 +417,7 @@ def _check_feature_task(cls: Callable[..., FeatureTask], targets: torch.Tensor) 
     """Its head follows the seed, takes the features that were described, and answers as the loss and score want it."""
     features = (Feature(4, 6, 8), Feature(8, 10, 4))
     task = cls(features=features, image_size=32, num_classes=3)
+    task.check_targets(targets)
     rng = torch.Generator().manual_seed(0)
     maps = tuple(torch.randn(4, f.channels, f.size, f.size, generator=rng) for f in features)
     answers = []

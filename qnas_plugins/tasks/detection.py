@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qnas.errors import DataError
 from qnas.nn.features import Feature, FloatHead
 from qnas_plugins.tasks import boxes, coco
 from qnas_plugins.tasks.retinanet import RetinaNetHead, pyramid_levels
@@ -70,6 +71,25 @@ class Detection:
         self.width, self.depth = width, depth
         levels = pyramid_levels(self.features, self.extra)
         self.anchors = boxes.make_anchors(levels, scale, octaves, ratios)
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse targets that are no boxes of known classes with sides over 0.
+
+        Raises:
+            DataError: says what they are instead.
+        """
+        if targets.ndim != 3 or targets.shape[-1] != 5:
+            raise DataError(
+                f"Task detection takes targets [images, boxes, 5] (class and corners x1, y1, x2, y2 in pixels); the "
+                f"data set gives {list(targets.shape)}. Take --data scenes, or a data set that knows boxes."
+            )
+        real = targets[targets[..., 0] >= 0]
+        wrong = (real[:, 0] >= self.num_classes) | (real[:, 3:] <= real[:, 1:3]).any(1)
+        if bool(wrong.any()):
+            raise DataError(
+                f"The data set gives the box {real[wrong][0].tolist()}; a box has a class below {self.num_classes} and "
+                "corners x1 < x2, y1 < y2. Correct its load()."
+            )
 
     def head(self) -> FloatHead:
         """Return a new feature pyramid with RetinaNet's head; outputs are ``[N, A, num_classes + 4]``."""

@@ -173,6 +173,8 @@ def test_what_cannot_be_is_refused(run):
         run.detect(choice, DetectSettings(**{**vars(QUICK), "task": "classification"}))
     with pytest.raises(ConfigError, match=r"option of task 'detection' 'widht' does not exist. Did you mean 'width'"):
         run.detect(choice, DetectSettings(**{**vars(QUICK), "task_options": {"widht": 8}}))
+    with pytest.raises(DataError, match=r"Task detection takes targets .*gives \[\d+\]. Take --data scenes"):
+        run.detect(choice, DetectSettings(data="digits"))
     with pytest.raises(ConfigError, match=r"no features at strides 16"):
         run.detect(choice, DetectSettings(**{**vars(QUICK), "strides": (16,)}))
 

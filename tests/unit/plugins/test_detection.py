@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qnas.errors import PluginError
+from qnas.errors import DataError, PluginError
 from qnas.nn.features import Feature
 from qnas_plugins.tasks import boxes, coco
 from qnas_plugins.tasks.detection import IGNORED, NOTHING, Detection, assign, focal_loss
@@ -154,20 +154,40 @@ def test_a_head_answers_for_every_anchor_at_the_prior():
 def test_an_output_belongs_to_the_anchor_where_it_was_computed():
     task = make(extra=0)
     head = task.head()
+    with torch.no_grad():
+        for layer in head.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3):
+                centre = layer.weight[:, :, 1, 1].clone()
+                layer.weight.zero_()
+                layer.weight[:, :, 1, 1] = centre  # nothing comes from the neighbours
     maps = [torch.zeros(1, f.channels, f.size, f.size) for f in FEATURES]
     base = head(tuple(maps))
-    maps[1][:, :, 3, 0] = 50.0  # bottom left of the coarse map
-    moved = (head(tuple(maps)) - base).abs().sum(-1)[0]
-    level = task.anchors[8 * 8 * 9 :]
-    x, y = ((level[moved[8 * 8 * 9 :].argmax()][:2] + level[moved[8 * 8 * 9 :].argmax()][2:]) / 2).tolist()
-    assert x <= 12
-    assert y >= 20
+    maps[1][:, :, 3, 0] = 5.0  # bottom left of the coarse map
+    moved = (head(tuple(maps)) != base).any(-1)[0]
+    centres = (task.anchors[moved][:, :2] + task.anchors[moved][:, 2:]) / 2
+    fine = {(x, y) for x in (2.0, 6.0) for y in (26.0, 30.0)}  # the same corner of the finer map, from the top down
+    assert {tuple(c) for c in centres.tolist()} == {(4.0, 28.0), *fine}
+    assert int(moved.sum()) == 5 * 9
 
 
 @pytest.mark.parametrize("options", [{"width": 0}, {"ratios": ()}, {"scale": 0.0}, {"alpha": 1.0}, {"extra": -1}])
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=r"width|alpha"):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.zeros(4), r"takes targets \[images, boxes, 5\].*gives \[4\]"),
+        (torch.tensor([[[3.0, 1, 1, 5, 5]]]), r"box \[3.0, 1.0, 1.0, 5.0, 5.0\]; a box has a class below 3"),
+        (torch.tensor([[[0.0, 5, 1, 5, 5]]]), r"x1 < x2"),
+    ],
+)
+def test_targets_that_are_no_boxes(targets, message):
+    make().check_targets(TARGETS)
+    with pytest.raises(DataError, match=message):
+        make().check_targets(targets)
 
 
 # --- metric ----------------------------------------------------------------------------------------------------------
