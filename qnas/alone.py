@@ -26,8 +26,8 @@ from qnas.processes import Processes
 from qnas.records import keep_records
 from qnas.retrained import ALONE, RESULT
 from qnas.rng import integer_seed
+from qnas.scoring import score_error
 from qnas.space import Sample, SearchSpace
-from qnas.statistics import standard_error
 from qnas.train import BIT_KNOBS, Progress, Stage, Trainer, set_stage_mode
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class AloneSettings:
         return {**values, "own": [stage.model_dump(mode="json") for stage in self.own]} if self.own else values
 
 
-class _Only:
+class OnlySample:
     """Draws one sample, always."""
 
     def __init__(self, sample: Sample) -> None:
@@ -151,10 +151,10 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         run.data,
         run.recorder,
         processes,
-        sampler=_Only(pinned.highest()),
+        sampler=OnlySample(pinned.highest()),
         started=started,
     )
-    _train(trainer, folder, processes)
+    train_in_folder(trainer, folder, processes)
     result = {"key": key, "sample": pinned.highest(), **settings.to_json(), "id": folder.name}
     result["stages"] = [{"name": s.name, "epochs": s.epochs, "lr": s.lr} for s in trainer.stages]
     result["image_passes"] = trainer.progress.image_passes * _relative_macs(run.space, pinned)
@@ -176,7 +176,7 @@ def _judge(run: Run, trainer: Trainer, sample: Sample, stage: str, device: torch
         evaluation = evaluator.evaluate(sample, split)
         score = evaluation.metrics[evaluator.task.metric]
         result["metrics"][split] = evaluation.metrics
-        result["standard_error"][split] = standard_error(score, evaluation.num_images)
+        result["standard_error"][split] = score_error(evaluator.task, score, evaluation.num_images)
         result["num_images"][split] = evaluation.num_images
         result["correct"][split] = evaluation.packed().hex()
     return result
@@ -245,7 +245,8 @@ def stage_checkpoints(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / "stages" / f"{i:02d}-{name}" / "checkpoint.safetensors" for i, name in enumerate(names)]
 
 
-def _train(trainer: Trainer, folder: Path, processes: Processes) -> None:
+def train_in_folder(trainer: Trainer, folder: Path, processes: Processes) -> None:
+    """Train what is left, every epoch ending in a checkpoint in the folder; all processes call it."""
     paths = stage_checkpoints(folder, [stage.name for stage in trainer.stages])
     found = [path for path in paths if path.is_file()]
     latest = processes.share(found[-1] if found else None)

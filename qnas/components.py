@@ -21,7 +21,7 @@ from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes
-from qnas.protocols import Calibrator, CostModel, RangeCalibrator, Sampler, SearchProblem, Strategy
+from qnas.protocols import Calibrator, CostModel, FeatureTask, RangeCalibrator, Sampler, SearchProblem, Strategy, Task
 from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
 from qnas.train import Stage, Trainer, TrainSettings
@@ -196,6 +196,40 @@ def build_supernet(registry: Registry, config: RunConfig, space: SearchSpace, da
     return supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def make_task(registry: Registry, config: RunConfig) -> Task:
+    """Return the configured task.
+
+    Raises:
+        ConfigError: its outputs come from a head of its own, which a search space does not have.
+    """
+    cls = registry.load("task", config.task)
+    if hasattr(cls, "head"):
+        raise ConfigError(
+            f"Task {config.task!r} works on the features of a trained net, so no run can be made with it. Leave task "
+            "out, and give the finished run to `qnas detect RUN`."
+        )
+    task: Task = cls()
+    return task
+
+
+def task_metric(registry: Registry, config: RunConfig) -> str:
+    """Return the name of the configured task's metric."""
+    return make_task(registry, config).metric
+
+
+def make_feature_task(registry: Registry, name: str, options: Mapping[str, Any], **given: Any) -> FeatureTask:
+    """Return a task that works on features; ``given`` are ``features``, ``image_size`` and ``num_classes``.
+
+    Raises:
+        ConfigError: the task works on a classifier's outputs, or does not take the options.
+    """
+    cls = registry.load("task", name)
+    if not hasattr(cls, "head"):
+        raise ConfigError(f"Task {name!r} has no head for a backbone's features. Give --task detection.")
+    task: FeatureTask = make(cls, f"task {name!r}", "--task-option", options, **given)
+    return task
+
+
 def make_stages(config: RunConfig) -> tuple[Stage, ...]:
     """Return the training stages."""
     return tuple(Stage(**stage.model_dump()) for stage in config.train.all_stages())
@@ -211,15 +245,16 @@ def build_trainer(
     *,
     sampler: Sampler | None = None,
     started: Sequence[str] = (),
+    task: Task | None = None,
 ) -> Trainer:
     """Return a trainer at its start, on the device of the processes.
 
     Args:
-        sampler: instead of the configuration's.
+        sampler, task: instead of the configuration's.
         started: see :class:`qnas.train.Trainer`.
     """
     train = config.train
-    task = registry.load("task", config.task)()
+    task = task or make_task(registry, config)
     return Trainer(
         supernet.to(processes.device),
         TrainBatches(
@@ -344,13 +379,18 @@ def build_evaluator(
     device: torch.device,
     *,
     sized: SizedBatches | None = None,
+    task: Task | None = None,
 ) -> Evaluator:
-    """Return the evaluator that every strategy and command shares; for ``sized`` see there."""
-    evaluation, costs = config.evaluation, cost_models(registry)
+    """Return the evaluator that every strategy and command shares; for ``sized`` see there.
+
+    Args:
+        task: instead of the configuration's; then no costs are computed.
+    """
+    evaluation, costs = config.evaluation, cost_models(registry) if task is None else {}
     return Evaluator(
         supernet,
         data,
-        registry.load("task", config.task)(),
+        task or make_task(registry, config),
         subnet_calibrators(registry, config),
         costs,
         EvaluatorSettings(
@@ -364,13 +404,13 @@ def build_evaluator(
         ),
         device,
         sized,
-        asked_metrics(registry, config),
+        asked_metrics(registry, config) if task is None else (),
     )
 
 
 def asked_metrics(registry: Registry, config: RunConfig) -> list[str]:
     """Return the metrics that the configuration's objectives and constraints name."""
-    names = [registry.load("task", config.task)().metric, *cost_models(registry)]
+    names = [task_metric(registry, config), *cost_models(registry)]
     return [*config.search.objectives, *(parse_constraint(text, names).name for text in config.search.constraints)]
 
 

@@ -18,6 +18,7 @@ from qnas.deploy.rounding import round_biases
 from qnas.nn.subnet import Subnet
 from qnas.nn.supernet import Supernet
 from qnas.protocols import Calibrator, CostModel, Task
+from qnas.scoring import score_split
 from qnas.space import Value
 
 MEASUREMENT = 1  # raised whenever judging changes what it measures
@@ -52,21 +53,18 @@ class Evaluation:
     """One subnet on one split.
 
     Attributes:
-        metrics: the task's metric as a fraction, and every cost.
-        correct: ``[N]`` booleans: which images were answered right.
+        metrics: the task's metrics as fractions, and every cost.
+        correct: ``[N]`` booleans: which images were answered right; ``None`` where the task cannot tell.
+        num_images: that were measured on.
     """
 
     metrics: dict[str, float]
-    correct: np.ndarray[Any, np.dtype[np.bool_]]
-
-    @property
-    def num_images(self) -> int:
-        """Number of images that were measured on."""
-        return len(self.correct)
+    correct: np.ndarray[Any, np.dtype[np.bool_]] | None
+    num_images: int
 
     def packed(self) -> bytes:
-        """Return the correctness of each image as bits."""
-        return np.packbits(self.correct).tobytes()
+        """Return the correctness of each image as bits; nothing where it is not known."""
+        return b"" if self.correct is None else np.packbits(self.correct).tobytes()
 
 
 class Evaluator:
@@ -75,7 +73,7 @@ class Evaluator:
     Args:
         supernet: in ``quantize`` mode (or ``float``).
         data: splits and pixel grid.
-        task: what counts as right.
+        task: what counts as a good answer.
         calibrators: run in order for each subnet.
         costs: cost models by name.
         settings: see there.
@@ -174,13 +172,12 @@ class Evaluator:
         """Measure a folded subnet on a split."""
         part = self.data.split(split)
         outputs = self.outputs(subnet, split)
-        correct = self.task.correct(outputs, part.labels).numpy()
-        metrics: dict[str, float] = {self.task.metric: float(correct.mean())}
+        metrics, correct = score_split(self.task, outputs, part.labels)
         metrics.update(sample_costs(self.supernet.space, self.usual, subnet.sample))
-        return Evaluation(metrics, correct)
+        return Evaluation(metrics, None if correct is None else correct.numpy(), len(part))
 
     def outputs(self, subnet: Subnet, split: str) -> Tensor:
-        """Return a folded subnet's outputs on a split, ``[N, classes]`` on the CPU."""
+        """Return a folded subnet's outputs on a split, ``[N, ...]`` on the CPU."""
         subnet.to(self.device)
         with torch.inference_mode():
             outputs = torch.cat([subnet(batch) for batch in self.images(split, subnet.resolution)]).cpu()

@@ -7,15 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qnas.deploy import export_onnx, verify, write_packed
+from qnas.deploy import check_features, export_features, export_onnx, verify, write_packed
+from qnas.deploy.onnx_export import input_recipe
+from qnas.deploy.trace import trace
 from qnas.errors import ExportError, StoreError
 from qnas.evaluate import Evaluator
 from qnas.files import write_json
+from qnas.nn.features import backbone, feature_subnet, find_taps
 from qnas.nn.subnet import Subnet
 from qnas.protocols import Device
 from qnas.retrained import alone_folder, is_alone
 from qnas.space import Sample
 from qnas.store import RunDirectory
+
+FEATURES = "features.json"
+CHECKED_IMAGES = 256  # of the test split, on which exported features are compared
 
 
 class Exports:
@@ -42,11 +48,7 @@ class Exports:
             ExportError: a part of it has no integer counterpart.
         """
         stage = self.evaluator.settings.stage
-        if "float" in self.evaluator.supernet.mode:
-            raise ExportError(
-                f"Stage {stage!r} of {self.store.path} does not quantize both weights and activations, so its subnets "
-                "do not run on integers. Export a subnet of a quantized stage (--stage)."
-            )
+        self._check_quantized()
         key = self.evaluator.supernet.space.key(sample)
         folder = self._folder(key)
         (folder / "verify.json").unlink(missing_ok=True)  # it speaks of the model that is replaced now
@@ -76,6 +78,56 @@ class Exports:
             return {"unpacked": "its batch normalisation is in float (--quantize conv-only)"}
         size = write_packed(subnet, path, metadata=metadata)
         return {"packed": str(Path("exports") / path.parent.name / path.name), "packed_bytes": size}
+
+    def export_features(self, sample: Sample) -> dict[str, Any]:
+        """Write the features of a subnet as integer ONNX, one output a stride, and compare them on the device.
+
+        Returns:
+            What ``features.json`` holds: ``outputs``, fine to coarse, with stride, channels, size and grid; ``input``,
+            how images become inputs; ``checks`` by output, on ``num_images`` images of the test split; ``passed``.
+
+        Raises:
+            ConfigError: the subnet has no features at the usual strides.
+            ExportError: a part of it has no integer counterpart.
+        """
+        evaluator = self.evaluator
+        self._check_quantized()
+        key, supernet = evaluator.supernet.space.key(sample), evaluator.supernet
+        whole = evaluator.subnet(sample)  # leaves the sample active
+        taps = find_taps(supernet)
+        features = backbone(supernet, taps).describe(whole.resolution)
+        subnet = feature_subnet(whole, taps)
+        folder = self._folder(key)
+        names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
+        summary, outputs = export_features(subnet, features, folder / "features.onnx", metadata=names)
+        images = evaluator.images("test", subnet.resolution)
+        num_images, checks = check_features(subnet, folder / "features.onnx", self.device, images, CHECKED_IMAGES)
+        value = {
+            "key": key,
+            "stage": evaluator.settings.stage,
+            "sample": sample,
+            "onnx": str(Path("exports") / folder.name / "features.onnx"),
+            "onnx_bytes": summary.size_bytes,
+            "resolution": subnet.resolution,
+            "input": input_recipe(trace(subnet), subnet.resolution),
+            "outputs": outputs,
+            "float_islands": [asdict(island) for island in summary.islands],
+            "device": self.device_name,
+            "version": self.device.version,
+            "num_images": num_images,
+            "checks": {name: asdict(check) for name, check in checks.items()},
+            "passed": all(check.passed for check in checks.values()),
+        }
+        write_json(folder / FEATURES, value)
+        return value
+
+    def _check_quantized(self) -> None:
+        """Raise ``ExportError`` where the stage leaves weights or activations in float."""
+        if "float" in self.evaluator.supernet.mode:
+            raise ExportError(
+                f"Stage {self.evaluator.settings.stage!r} of {self.store.path} does not quantize both weights and "
+                "activations, so its subnets do not run on integers. Export a subnet of a quantized stage (--stage)."
+            )
 
     def _folder(self, key: str) -> Path:
         """Return the folder of a subnet; a net that was trained by itself has its own, beside the supernet's subnet."""

@@ -147,6 +147,8 @@ def insights(run: Run, settings: InsightSettings) -> Json:
     Raises:
         ConfigError: an unknown stage or cost, or too few subnets.
     """
+    from qnas.components import task_metric
+
     names = choose_stages(run, settings)
     check_cost(run, settings.cost)
     seed = run.config.seed
@@ -157,7 +159,7 @@ def insights(run: Run, settings: InsightSettings) -> Json:
         stages.append(entry)
         judged.append((positions, subnets))
     value = {
-        "metric": run.registry.load("task", run.config.task)().metric,
+        "metric": task_metric(run.registry, run.config),
         "cost": settings.cost,
         "num_configs": settings.num_configs,
         "split": "search",
@@ -175,6 +177,7 @@ def insights(run: Run, settings: InsightSettings) -> Json:
 
 def help_insights(run: Run, settings: InsightSettings) -> None:
     """Do a follower's share of :func:`insights`."""
+
     names = choose_stages(run, settings)
     check_cost(run, settings.cost)
     for name in names:

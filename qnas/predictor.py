@@ -179,6 +179,11 @@ class StagePredictor:
             stored = self.run.store.cached(self.evaluator.cache_key(sample, "search"))
             if stored is None:
                 raise StoreError(f"{self.folder / SAMPLES} names a subnet that was not judged like this. Run {again}.")
+            if not stored[1]:
+                raise StoreError(
+                    f"Task {self.run.config.task!r} does not tell which images are answered right, so a predictor's "
+                    "score has no measure of the noise in accuracies. Search without a predictor."
+                )
             correct.append(unpack_correct(stored[1], value["num_images"]))
         scores = np.array([entry[value["metric"]] for entry in value["subnets"]])
         identity = json.dumps([value["supernet"], self.run.data.digest, [e["key"] for e in value["subnets"]]])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qnas.data import ImageSet
+    from qnas.nn.features import FloatHead
     from qnas.nn.ranks import Ranks
     from qnas.nn.subnet import Subnet
     from qnas.nn.supernet import Supernet
@@ -26,13 +27,17 @@ State = dict[str, Any]
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Loads images and labels; called once a run, with the options of ``[data.options]`` as keywords."""
+    """Loads images and targets; called once a run, with the options of ``[data.options]`` as keywords."""
 
     def load(self, **options: Any) -> ImageSet:
-        """Return all labelled images, decoded or streamed, with what is known of them (names, augmentation, size).
+        """Return all images with their targets, decoded or streamed, and what is known of them.
+
+        Targets are classes ``[N]``, or of any other shape ``[N, ...]`` for tasks that take them.
 
         A ``load`` that has a parameter ``image_size`` is given the user's (``int``, or ``None``); one that streams must
-        have it, since streamed images have the size to train at.
+        have it, since streamed images have the size to train at. One that composes its images of another data set's
+        has ``source``, ``source_options``, ``split_seed``, ``search_fraction`` and ``test_fraction``: a detector gives
+        it what its backbone's run was made with, so that no image changes its split.
         """
 
 
@@ -229,15 +234,38 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """Loss, metrics and outputs of a model family."""
+    """Loss and metrics of a model family. What targets and outputs are, ``[N, ...]`` each, is between it and its data.
+
+    A task whose metric is a share of images also has ``correct(outputs, targets)``, which says of each whether the
+    answer counts as right, ``[N]`` booleans: the evidence for differences between subnets, kept with every measurement.
+    Where it has ``correct``, it may leave ``score`` out.
+
+    Attributes:
+        metric: name of the number that subnets are chosen by: from 0 to 1, more is better.
+    """
 
     metric: str
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the training loss against hard labels, ``[]``."""
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the training loss of a batch, ``[]``. ``targets``: ``[N]`` classes, or whatever the data gives."""
 
-    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return for each image whether the answer counts as right, ``[N]`` booleans."""
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return metrics over all images of a split by name, ``metric`` among them; on the CPU, without gradients."""
+
+
+@runtime_checkable
+class FeatureTask(Task, Protocol):
+    """A task whose outputs come from a head on a backbone's features, as in detection.
+
+    The constructor takes the keywords ``features``, a tuple of :class:`qnas.nn.features.Feature`, fine to coarse;
+    ``image_size`` in pixels; ``num_classes``; and the user's options.
+    """
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Raise ``DataError`` where a data set's targets ``[N, ...]`` are not what this task takes."""
+
+    def head(self) -> FloatHead:
+        """Return a new head with random weights: from a tuple of ``[N, C, H, W]`` features to outputs ``[N, ...]``."""
 
 
 @runtime_checkable

@@ -180,5 +180,5 @@ def at_bits(space: SearchSpace, sample: Mapping[str, Any], bits: int) -> Sample:
 def _box(run: Run) -> dict[str, Any]:
     """Return the box of hypervolumes in all metrics, so that any comparison finds its own there."""
     costs = usual(components.cost_models(run.registry), components.asked_metrics(run.registry, run.config))
-    metric = run.registry.load("task", run.config.task)().metric
+    metric = components.task_metric(run.registry, run.config)
     return objective_box(run.space, costs, metric, named_objectives([metric, *costs], metric, costs)).to_json()

@@ -13,7 +13,7 @@ import torch
 
 from qnas import components
 from qnas.checkpoint import load_checkpoint, read_progress, save_checkpoint
-from qnas.choice import find
+from qnas.choice import Choice, find
 from qnas.config import RunConfig, load_config, read_toml
 from qnas.data import Data
 from qnas.environment import environment
@@ -35,13 +35,26 @@ from qnas.train import Progress, Trainer
 
 if TYPE_CHECKING:
     from qnas.alone import AloneSettings
+    from qnas.detect import DetectSettings
     from qnas.exports import Exports
     from qnas.insights import InsightSettings
     from qnas.predictor import StagePredictor
 
 DATA = "data.json"
 INIT = "init.json"
-PHASES = ("train", "predictor", "search", "retrain", "export", "verify", "alone", "rank", "insights", "report")
+PHASES = (
+    "train",
+    "predictor",
+    "search",
+    "retrain",
+    "export",
+    "verify",
+    "alone",
+    "detect",
+    "rank",
+    "insights",
+    "report",
+)
 
 
 class Run:
@@ -158,10 +171,10 @@ class Run:
         for kind, name in (
             ("sampler", config.train.sampler),
             ("supervision", config.train.supervision),
-            ("task", config.task),
             ("device", config.deploy_device),
         ):
             registry.load(kind, name)
+        components.make_task(registry, config)
         from qnas.retrain import check_retrain
 
         components.check_folding(registry, config)
@@ -200,7 +213,7 @@ class Run:
         from qnas.search import named_objectives
 
         costs = components.cost_models(self.registry)
-        metric = self.registry.load("task", config.task)().metric
+        metric = components.task_metric(self.registry, config)
         objectives = named_objectives(config.search.objectives, metric, costs)
         constraints = [parse_constraint(text, [metric, *costs]) for text in config.search.constraints]
         for constraint in constraints:
@@ -406,6 +419,13 @@ class Run:
         with self.phase("alone"):
             return train_alone(self, sample, settings, self.processes)
 
+    def detect(self, choice: Choice, settings: DetectSettings) -> dict[str, Any]:
+        """Train a detector on a subnet's features; see :func:`qnas.detect.detect`."""
+        from qnas.detect import detect
+
+        with self.phase("detect"):
+            return detect(self, choice, settings, self.processes)
+
     def rank(self, num_configs: int, settings: AloneSettings) -> dict[str, Any]:
         """Compare the supernet's ranking with training alone; see :func:`qnas.rank.rank` (nothing in a follower)."""
         from qnas.rank import help_rank, rank
@@ -447,6 +467,11 @@ class Run:
         """Write a subnet as integer ONNX and bit-packed; see :meth:`qnas.exports.Exports.export`."""
         with self.phase("export"):
             return self.exports(stage).export(sample)
+
+    def export_features(self, sample: Sample, stage: str | None = None) -> dict[str, Any]:
+        """Write a subnet's backbone as integer ONNX; see :meth:`qnas.exports.Exports.export_features`."""
+        with self.phase("export"):
+            return self.exports(stage).export_features(sample)
 
     def verify(self, sample: Sample, stage: str | None = None) -> dict[str, Any]:
         """Compare an exported model with its subnet; see :meth:`qnas.exports.Exports.verify`."""

@@ -16,8 +16,8 @@ from qnas.pareto import front
 from qnas.processes import Processes
 from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
 from qnas.recorder import NullRecorder, Recorder
+from qnas.scoring import score_error
 from qnas.space import Sample
-from qnas.statistics import standard_error
 from qnas.store import RunDirectory
 
 
@@ -229,7 +229,7 @@ class Search:
         return {**found, **box.to_json()}
 
     def _point(self, trial: Trial, test: dict[str, float]) -> dict[str, Any]:
-        metric = self.evaluator.task.metric
+        task, metric = self.evaluator.task, self.evaluator.task.metric
         counts = {name: len(self.evaluator.data.split(name)) for name in ("search", "test")}
         layers = [
             {**asdict(layer), "macs": layer.macs, "num_weights": layer.num_weights}
@@ -239,8 +239,8 @@ class Search:
             "key": trial.key,
             "sample": trial.sample,
             "metrics": trial.metrics,
-            "standard_error": standard_error(trial.metrics[metric], counts["search"]),
-            "test": {**test, "standard_error": standard_error(test[metric], counts["test"])},
+            "standard_error": score_error(task, trial.metrics[metric], counts["search"]),
+            "test": {**test, "standard_error": score_error(task, test[metric], counts["test"])},
             "layers": layers,
         }
 

@@ -135,6 +135,7 @@ class SearchSpace(ABC):
     """
 
     brings_weights: bool = False
+    _pixels: int | None = None  # of all images, see sized()
 
     def __init__(
         self,
@@ -342,6 +343,12 @@ class SearchSpace(ABC):
         view._index = [{knob.choices[0]: 0} for knob in view.knobs]
         return view
 
+    def sized(self, pixels: int) -> SearchSpace:
+        """Return a view whose subnets take images of this size, whatever their samples say; costs stay the samples'."""
+        view = copy.copy(self)
+        view._pixels = pixels
+        return view
+
     # --- layers ------------------------------------------------------------------------------------------------
 
     def layers(self, sample: Mapping[str, Value]) -> tuple[LayerSpec, ...]:
@@ -381,7 +388,7 @@ class SearchSpace(ABC):
 
     def resolution(self, sample: Mapping[str, Value]) -> int:
         """Return the height and width of the input images of this sample, in pixels."""
-        return int(sample.get("resolution", self.image_size))
+        return self._pixels or int(sample.get("resolution", self.image_size))
 
     def torchvision_names(self) -> Mapping[str, str]:
         """Return where torchvision's network of this kind keeps our layers' weights; empty where there is none.

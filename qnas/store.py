@@ -15,8 +15,9 @@ RUN/
   insights.json          what good subnets prefer at each training stage
   ranks/                 comparisons of the supernet's ranking with training alone
   tensorboard/           events, by --tensorboard
-  exports/KEY/           model.onnx, packed.safetensors, export.json, verify.json
+  exports/KEY/           model.onnx, packed.safetensors, export.json, verify.json; features.onnx, features.json
   exports/KEY-START-ID/  the same of a subnet that was trained by itself
+  detectors/KEY-ID/      stages/, result.json of a detector on a subnet's features
   timings.json           seconds by phase, summed over interruptions; nothing else depends on it
   report.html, front.png
 ```

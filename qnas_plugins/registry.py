@@ -166,6 +166,18 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "Your images: Hugging Face parquet, folders of classes, CIFAR batches (--data PATH)",
     )
     yield ComponentSpec(
+        "dataset",
+        "scenes",
+        "qnas_plugins.datasets.scenes:Scenes",
+        "Another data set's images as objects on a canvas, for detection",
+    )
+    yield ComponentSpec(
+        "task",
+        "detection",
+        "qnas_plugins.tasks.detection:Detection",
+        "RetinaNet's head and loss on a backbone, COCO's average precision (Lin et al. 2017)",
+    )
+    yield ComponentSpec(
         "task", "classification", "qnas_plugins.tasks.classification:Classification", "Cross-entropy and accuracy"
     )
     yield ComponentSpec(

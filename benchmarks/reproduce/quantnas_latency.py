@@ -4,7 +4,7 @@
 
 MobileNetV2 and others at their published sizes, 224 pixels, one image, one thread: in float, with convolutions alone
 quantized (batch normalisation, sums, pooling and classifier in float), and fully quantized at 8 bits. All are timed
-round-robin beside the float net, so that what slows the machine down cancels. Weights are random: they change no latency.
+MobileNetV2 and others at their published sizes, 224 pixels, one image, one thread: in float, with convolutions alone
 ``--quick`` takes small images and few rounds.
 """
 
@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from qnas.latency.nets import LatencyNets, random_images
+from qnas.latency.timing import TimingSettings, time_models, time_reference
 from shared import table
 
 from qnas import components
@@ -22,8 +24,6 @@ from qnas.config import load_config
 from qnas.deploy.onnx_export import build_model
 from qnas.environment import processor
 from qnas.files import write_bytes, write_json, write_text
-from qnas.latency.nets import LatencyNets, random_images
-from qnas.latency.timing import TimingSettings, time_models, time_reference
 from qnas.plugins import load_registry
 
 NETS = {

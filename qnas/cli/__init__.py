@@ -23,6 +23,7 @@ COMMANDS = (
     "predictor",
     "set-bits",
     "export",
+    "detect",
     "verify",
     "report",
     "compare",

@@ -160,6 +160,11 @@ def losses(losses: list[float]) -> str:
     return f"loss {losses[0]:.3f} largest, {losses[-1]:.3f} smallest"
 
 
+def scored(score: float, error: float | None) -> str:
+    """Return a score in percent with its standard error, where there is one."""
+    return f"{score:.2%}" if error is None else f"{score:.2%} ± {error:.2%}"
+
+
 def print_json(value: Any) -> None:
     """Print a result for programs."""
     click.echo(json.dumps(value, indent=2, sort_keys=True))
@@ -193,8 +198,8 @@ def print_front(front: Mapping[str, Any]) -> None:
         chosen = point["key"] == front["chosen"]
         table.add_row(
             point["key"],
-            f"{point['metrics'][metric]:.2%} ± {point['standard_error']:.2%}",
-            f"{test[metric]:.2%} ± {test['standard_error']:.2%}",
+            scored(point["metrics"][metric], point["standard_error"]),
+            scored(test[metric], test["standard_error"]),
             *(plain_number(point["metrics"][name]) for name in costs),
             "chosen" if chosen else "",
             style="bold" if chosen else None,
@@ -232,7 +237,7 @@ def print_retrained(nets: Sequence[Mapping[str, Any]]) -> None:
             net["search"],
             net["start"],
             bits_said(net["sample"]),
-            *(f"{net['metrics'][s][metric]:.2%} ± {errors[s]:.2%}" for s in ("search", "test")),
+            *(scored(net["metrics"][s][metric], errors[s]) for s in ("search", "test")),
             f"{int(net['metrics']['test']['bitops']):,}",
             f"{net['image_passes']:,.0f}",
         )
@@ -252,7 +257,7 @@ def print_rank(result: Mapping[str, Any]) -> None:
     table.add_column(f"{metric}, supernet ({images['supernet']})", justify="right")
     table.add_column(f"{metric}, alone ({images['alone']})", justify="right")
     for entry in sorted(result["configs"], key=lambda entry: (-entry["alone"], entry["key"])):
-        alone = f"{entry['alone']:.2%} ± {entry['alone_standard_error']:.2%}"
+        alone = scored(entry["alone"], entry["alone_standard_error"])
         table.add_row(entry["key"], f"{entry['supernet']:.2%}", alone)
     stdout_console().print(table)
     click.echo(f"Kendall tau {tau['value']:.3f}, 95% interval {tau['low']:.3f} to {tau['high']:.3f}")
@@ -375,6 +380,34 @@ def print_export(run: Any, result: Mapping[str, Any]) -> None:
     click.echo(f"  in float    {len(islands)} operations" if islands else "  in float    nothing")
     for island in islands:
         click.echo(f"              {island['name']} ({island['reason']})")
+
+
+def print_features(run: Any, result: Mapping[str, Any]) -> None:
+    """Print a backbone that was exported, and how its features compare with the subnet's."""
+    click.echo(f"Features of subnet {result['key']}:")
+    click.echo(f"  ONNX        {run / result['onnx']} ({result['onnx_bytes']:,} bytes)")
+    for output in result["outputs"]:
+        check, size = result["checks"][output["name"]], output["size"]
+        steps = "in float" if check["largest_steps"] is None else f"{check['largest_steps']} steps at most"
+        click.echo(
+            f"  {output['name']:10}  {output['channels']} x {size} x {size}, {check['identical']:.2%} of the values as "
+            f"the subnet's, {steps}"
+        )
+    word = "passed" if result["passed"] else "FAILED"
+    click.echo(f"  {word} on {result['device']} {result['version']}, {result['num_images']} test images")
+
+
+def print_detector(result: Mapping[str, Any]) -> None:
+    """Print what a detector finds."""
+    kind = "integer" if result["quantize"] else "float"
+    click.echo(
+        f"Detector {result['id']} on {result['data']}: backbone {result['key']} ({kind}), stage {result['stage']}"
+    )
+    maps = ", ".join(f"{f['channels']} x {f['size']} x {f['size']} (stride {f['stride']})" for f in result["features"])
+    click.echo(f"  features    {maps}")
+    for split, metrics in result["metrics"].items():
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in metrics.items())
+        click.echo(f"  {split:10}  {shown} ({result['num_images'][split]} images)")
 
 
 def print_verification(result: Mapping[str, Any]) -> None:

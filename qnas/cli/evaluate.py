@@ -47,7 +47,7 @@ def command(
     from qnas.cli.session import open_session
     from qnas.config import read_toml
     from qnas.constraints import plain_number
-    from qnas.statistics import standard_error
+    from qnas.scoring import score_error
 
     with open_session(params, quiet=quiet or as_json) as session:
         run = session.run
@@ -59,13 +59,13 @@ def command(
         evaluator.supernet.space.validate(sample)
         evaluation = evaluator.evaluate(sample, split)
         metric = evaluator.task.metric
-        error = standard_error(evaluation.metrics[metric], len(evaluation.correct))
+        error = score_error(evaluator.task, evaluation.metrics[metric], evaluation.num_images)
         key = evaluator.supernet.space.key(sample)
         if as_json:
             value = {"key": key, "stage": choice.stage, "split": split, "sample": sample, "metrics": evaluation.metrics}
-            console.print_json({**value, "standard_error": error, "num_images": len(evaluation.correct)})
+            console.print_json({**value, "standard_error": error, "num_images": evaluation.num_images})
             return
-        click.echo(f"{key} on {len(evaluation.correct)} images of the {split} split, after stage {choice.stage}:")
+        click.echo(f"{key} on {evaluation.num_images} images of the {split} split, after stage {choice.stage}:")
         for name, number in evaluation.metrics.items():
-            shown = f"{number:.2%} ± {error:.2%}" if name == metric else plain_number(number)
+            shown = console.scored(number, error) if name == metric else plain_number(number)
             click.echo(f"  {name:12} {shown}")

@@ -44,5 +44,5 @@ def command(quiet: bool, as_json: bool, config: str | None, **params: Any) -> No
         click.echo(f"{result['key']} trained alone from {result['start']}, seed {result['seed']}:")
         for split in ("search", "test"):
             score, error = result["metrics"][split][result["metric"]], result["standard_error"][split]
-            click.echo(f"  {split:6} {score:.2%} ± {error:.2%} ({result['num_images'][split]} images)")
+            click.echo(f"  {split:6} {console.scored(score, error)} ({result['num_images'][split]} images)")
         click.echo(f"  {result['image_passes']:,.0f} image passes, in units of the largest subnet")

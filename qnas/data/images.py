@@ -141,16 +141,16 @@ def _loader(source: ImageSource, wanted: Sequence[np.ndarray[Any, Any]], workers
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images.
+    """Images and their targets.
 
     Attributes:
         name: for reports.
         images: ``[N, C, H, W]`` uint8, decoded; or a stream of such, ``[N, C, S, S]``.
-        labels: ``[N]`` int64, from 0.
-        class_names: one for each label.
+        labels: ``[N]`` int64, classes from 0; or targets of another kind, ``[N, ...]``.
+        class_names: one for each class.
         augmentation: that fits the data.
         image_size: the size to train at unless the user says otherwise, in pixels.
-        test: indices of a test split that comes with the data; ``None`` lets the seed choose one.
+        test, search: indices of a split that comes with the data; ``None`` lets the seed choose one.
     """
 
     name: str
@@ -160,6 +160,12 @@ class ImageSet:
     augmentation: Augmentation = field(default_factory=Augmentation)
     image_size: int = 0
     test: Tensor | None = None
+    search: Tensor | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every image has one class, rather than a target of another kind."""
+        return self.labels.ndim == 1 and not self.labels.is_floating_point()
 
     def __post_init__(self) -> None:
         dtype = self.images.dtype if isinstance(self.images, Tensor) else torch.uint8
@@ -168,7 +174,7 @@ class ImageSet:
                 f"Data set {self.name!r} must give uint8 images [N, C, H, W] and as many labels; given: "
                 f"{dtype} {list(self.images.shape)} and {len(self.labels)} labels. Correct its load()."
             )
-        if len(self.class_names) < 2:
+        if self.has_classes and len(self.class_names) < 2:
             raise DataError(
                 f"Data set {self.name!r} has {len(self.class_names)} class; classification needs at least 2. "
                 "Add images of another class."

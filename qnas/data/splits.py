@@ -55,7 +55,7 @@ class PixelGrid:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: uint8 images ``[N, C, S, S]``, in memory or streamed, and labels ``[N]``."""
+    """One split: uint8 images ``[N, C, S, S]``, in memory or streamed, and labels ``[N]`` (or targets ``[N, ...]``)."""
 
     images: Tensor | StreamedImages
     labels: Tensor
@@ -145,33 +145,13 @@ def prepare(images: ImageSet, *, image_size: int, seed: int, fractions: tuple[fl
         images: all of them.
         image_size: height and width to train at, in pixels.
         seed: of the splits.
-        fractions: of all images, for the search and the test split; drawn class by class. A test split that comes with
-            the data is kept as it is.
+        fractions: of all images, for the search and the test split; drawn class by class, or from all at once where
+            targets are no classes. A split that comes with the data is kept as it is.
 
     Raises:
         DataError: a class has too few images for three splits, or a stream has another size.
     """
-    rng = generator(seed, "splits")
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
-    given = np.zeros(len(images.labels), dtype=bool)
-    if images.test is not None:
-        given[images.test.numpy()] = True
-    labels = images.labels.numpy()
-    for label, name in enumerate(images.class_names):
-        own = rng.permutation(np.flatnonzero((labels == label) & ~given))
-        counts = [round(f * len(own)) for f in fractions]
-        if images.test is not None:
-            counts[1] = 0
-        if len(own) - sum(counts) < MIN_SPLIT or counts[0] < MIN_SPLIT or (images.test is None and counts[1] < 1):
-            raise DataError(
-                f"Class {name!r} of data set {images.name!r} has {len(own)} images, too few for a training, a search "
-                "and a test split. Add images, or change the fractions in [data]."
-            )
-        parts["search"].append(own[: counts[0]])
-        parts["test"].append(own[counts[0] : sum(counts)])
-        parts["train"].append(own[sum(counts) :])
-    if images.test is not None:
-        parts["test"] = [images.test.numpy()]
+    parts = _divide(images, seed, fractions)
     sized = _sized(images, image_size)
     splits = {
         name: Split(sized[order], images.labels[order])
@@ -179,6 +159,40 @@ def prepare(images: ImageSet, *, image_size: int, seed: int, fractions: tuple[fl
     }
     pixels = PixelGrid.of(_sample(splits["train"].images))
     return Data(images.name, images.class_names, **splits, pixels=pixels, augmentation=images.augmentation)
+
+
+def _divide(images: ImageSet, seed: int, fractions: tuple[float, float]) -> dict[str, list[np.ndarray]]:
+    """Return the numbers of each split's images."""
+    rng = generator(seed, "splits")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
+    fixed = {"search": images.search, "test": images.test}
+    given = np.zeros(len(images.labels), dtype=bool)
+    for chosen in fixed.values():
+        if chosen is not None:
+            given[chosen.numpy()] = True
+    labels = images.labels.numpy()
+    groups = [("Data set", np.ones(len(labels), dtype=bool))]
+    if images.has_classes:
+        groups = [(f"Class {name!r} of data set", labels == i) for i, name in enumerate(images.class_names)]
+    for group, members in groups:
+        own = rng.permutation(np.flatnonzero(members & ~given))
+        drawn = [name for name in fixed if fixed[name] is None]
+        counts = [round(f * len(own)) if name in drawn else 0 for f, name in zip(fractions, fixed, strict=True)]
+        fewest = {"search": MIN_SPLIT, "test": 1}
+        if len(own) - sum(counts) < MIN_SPLIT or any(
+            count < fewest[name] for count, name in zip(counts, fixed, strict=True) if name in drawn
+        ):
+            raise DataError(
+                f"{group} {images.name!r} has {len(own)} images, too few for a training, a search "
+                "and a test split. Add images, or change the fractions in [data]."
+            )
+        parts["search"].append(own[: counts[0]])
+        parts["test"].append(own[counts[0] : sum(counts)])
+        parts["train"].append(own[sum(counts) :])
+    for name, chosen in fixed.items():
+        if chosen is not None:
+            parts[name] = [chosen.numpy()]
+    return parts
 
 
 def _sized(images: ImageSet, size: int) -> Tensor | StreamedImages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qnas.deploy.features import FeatureCheck, check_features, export_features
 from qnas.deploy.onnx_export import ExportSummary, export_onnx
 from qnas.deploy.pack import pack_codes, read_packed, unpack_codes, write_packed
 from qnas.deploy.rounding import round_biases
@@ -10,9 +11,12 @@ from qnas.deploy.verify import VerifyLimits, VerifyReport, verify
 
 __all__ = [
     "ExportSummary",
+    "FeatureCheck",
     "Island",
     "VerifyLimits",
     "VerifyReport",
+    "check_features",
+    "export_features",
     "export_onnx",
     "pack_codes",
     "read_packed",

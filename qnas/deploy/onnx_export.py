@@ -28,6 +28,7 @@ from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer
 
 INPUT = "images"
 OUTPUT = "logits"
+Shapes = Mapping[str, list[str | int]]
 LAST = 2**31 - 1  # as the end of a slice: whatever comes last
 
 
@@ -52,17 +53,25 @@ class ExportSummary:
         return asdict(self) | {"islands": [asdict(island) for island in self.islands]}
 
 
-def export_onnx(subnet: Subnet, path: str | Path, *, metadata: Mapping[str, str]) -> ExportSummary:
+def export_onnx(
+    subnet: Subnet, path: str | Path, *, metadata: Mapping[str, str], outputs: Shapes | None = None
+) -> ExportSummary:
     """Write a folded subnet as ONNX (opset 21, IR 10).
 
     The input ``images`` is float32 ``[N, C, R, R]``, normalised; the output ``logits`` float32 ``[N, classes]``.
     ``N`` is free. The file's metadata holds ``metadata`` and how pixels become inputs (``input.*``).
 
+    Args:
+        subnet: folded.
+        path: of the file.
+        metadata: names and texts.
+        outputs: names and shapes of the outputs, where these are others: the features of a backbone.
+
     Raises:
         ExportError: a part of the subnet has no counterpart in an integer graph.
     """
     steps = trace(subnet)
-    model = _Exporter(steps).export(subnet, metadata)
+    model = _Exporter(steps).export(subnet, metadata, outputs)
     content = model.SerializeToString()
     path = Path(path)
     write_bytes(path, content)
@@ -103,8 +112,8 @@ class _Exporter:
         self.graph = GraphWriter()
         self.values: dict[str, _Value] = {}
 
-    def export(self, subnet: Subnet, metadata: Mapping[str, str]) -> Any:
-        """Return the model."""
+    def export(self, subnet: Subnet, metadata: Mapping[str, str], outputs: Shapes | None) -> Any:
+        """Return the model; ``outputs`` are in the order of the trace's, the classifier's by default."""
         steps, layers = self.steps, list(self.steps.layers())
         if not layers:
             raise ExportError("The subnet has no layers with weights.")
@@ -133,13 +142,17 @@ class _Exporter:
             "affine": self._affine,
         }
         for step in steps.steps:
+            if step.kind not in emitters:
+                raise ExportError(f"{step.name!r} is {step.kind!r}, which is not exported. Export the features alone.")
             self.values[step.output] = emitters[step.kind](step)
-        self.graph.rename(self.values[steps.output].name, OUTPUT)
-        channels, classes = layers[0][1].spec.in_channels, layers[-1][1].spec.out_channels
+        if outputs is None:
+            outputs = {OUTPUT: ["N", layers[-1][1].spec.out_channels]}
+        for value, name in zip(steps.outputs, outputs, strict=True):
+            self.graph.rename(self.values[value].name, name)
         size = subnet.resolution
         return self.graph.model(
-            {INPUT: ["N", channels, size, size]},
-            {OUTPUT: ["N", classes]},
+            {INPUT: ["N", layers[0][1].spec.in_channels, size, size]},
+            outputs,
             {**input_recipe(steps, size), **metadata},
         )
 

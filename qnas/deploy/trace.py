@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
+from qnas.nn.features import FloatHead
 from qnas.nn.graph import Concat, Flatten, Product, SelectChannels, Unflatten
 from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer
 
@@ -47,8 +48,9 @@ class Step:
 
     Attributes:
         kind: ``quantize`` (:class:`GridQuantize`), ``conv`` or ``linear`` (:class:`SubnetLayer`, without its grids),
-            ``add``, ``relu`` and ``clip`` (where no grid follows), or one of :data:`FLOAT_MODULES`,
-            :data:`CODE_MODULES` (which move codes) and :data:`GRID_MODULES` (whose result is put on a grid next).
+            ``add``, ``relu`` and ``clip`` (where no grid follows), ``head`` (:class:`FloatHead`), or one of
+            :data:`FLOAT_MODULES`, :data:`CODE_MODULES` (which move codes) and :data:`GRID_MODULES` (whose result is
+            put on a grid next).
         name: the site's, or derived from the site before it.
         inputs: names of values.
         output: name of the value that it makes.
@@ -75,16 +77,22 @@ class Trace:
     """A subnet as a list of steps, in an order in which they can be executed.
 
     Attributes:
-        input, output: names of values.
+        input: name of a value.
+        outputs: names of values: one, or a backbone's features.
         grids: of each value; ``None`` where it is in float (or an integer accumulator that is put on a grid next).
         flat: values of shape ``[N, C]``; the others are maps.
     """
 
     input: str
-    output: str = ""
+    outputs: tuple[str, ...] = ()
     steps: list[Step] = field(default_factory=list)
     grids: dict[str, CodeGrid | None] = field(default_factory=dict)
     flat: set[str] = field(default_factory=set)
+
+    @property
+    def output(self) -> str:
+        """Name of the (first) output."""
+        return self.outputs[0]
 
     def add(self, step: Step) -> str:
         """Append a step and return the name of its value."""
@@ -125,6 +133,8 @@ class Trace:
         return found
 
     def _float_reason(self, step: Step) -> str:
+        if step.kind == "head":
+            return "the head is in float"
         if step.kind in FLOAT_MODULES.values():
             return f"{step.kind} has no integer kernel"
         if step.kind == "quantize":
@@ -143,7 +153,7 @@ class Trace:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaves = (SubnetLayer, GridQuantize, *FLOAT_MODULES, *CODE_MODULES, *GRID_MODULES)
+        leaves = (SubnetLayer, GridQuantize, FloatHead, *FLOAT_MODULES, *CODE_MODULES, *GRID_MODULES)
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -187,7 +197,9 @@ class _Builder:
             elif node.op == "call_function" and node.target in ADDITIONS:
                 self.values[node] = self._addition(node)
             elif node.op == "output":
-                self.trace.output = self._value(node.args[0], node)
+                answer = node.args[0]
+                several = answer if isinstance(answer, tuple) else (answer,)
+                self.trace.outputs = tuple(self._value(one, node) for one in several)
             elif node.op != "placeholder":
                 raise _unknown(node, f"{node.op} {node.target}")
         return self.trace
@@ -209,6 +221,9 @@ class _Builder:
 
     def _module(self, node: fx.Node) -> str:
         module = self.subnet.get_submodule(str(node.target))
+        if isinstance(module, FloatHead) and isinstance(node.args[0], tuple):
+            features = tuple(self._value(argument, node) for argument in node.args[0])
+            return self._step("head", type(module).__name__, features, node.name, module)
         inputs = tuple(self._value(argument, node) for argument in node.args)
         if (len(inputs) != 1 and not isinstance(module, (Concat, Product))) or node.kwargs:
             raise _unknown(node, f"{type(module).__name__} with options")

@@ -14,6 +14,7 @@ from qnas.deploy.trace import trace
 from qnas.errors import DataError
 from qnas.nn.subnet import Subnet
 from qnas.protocols import Device, Task
+from qnas.scoring import score_split
 
 GROUP_VALUES = 2**28  # of images that are in memory at a time: 1 GiB
 
@@ -29,7 +30,7 @@ class VerifyLimits:
 
     Attributes:
         accuracy_points: difference of the task's metric, in percentage points; never less than one image's worth.
-        agreement: least share of images with the same prediction.
+        agreement: least share of predictions that are the same.
         steps: largest difference of an output, in steps of its grid ...
         images: ... that this share of images must keep.
     """
@@ -48,7 +49,7 @@ class VerifyReport:
         num_images: of the split.
         subnet_accuracy, device_accuracy: the task's metric, as fractions.
         accuracy_points: their absolute difference, in percentage points.
-        agreement: share of images with the same prediction.
+        agreement: share of predictions (positions of the largest of the last dimension) that are the same.
         output_step: scale of the outputs' grid; ``None`` where they are in float.
         identical: share of images with equal outputs (to half a step; to the last bit for float outputs).
         within_steps: share of images within ``limits.steps``; ``None`` for float outputs.
@@ -97,8 +98,8 @@ def verify(
         model_path: of the exported model.
         device: executes it.
         batches: ``[N, C, R, R]`` normalised images of the split, in order.
-        labels: ``[N]`` of all of them.
-        task: says what counts as right.
+        labels: ``[N, ...]``, the targets of all of them.
+        task: gives the metric.
         limits: the defaults unless given.
 
     Raises:
@@ -110,7 +111,7 @@ def verify(
         raise DataError(
             f"Verification was given {len(expected)} images and {len(labels)} labels. Give the whole split."
         )
-    accuracies = [float(task.correct(outputs, labels).double().mean()) for outputs in (expected, found)]
+    accuracies = [score_split(task, outputs, labels)[0][task.metric] for outputs in (expected, found)]
     step = _output_step(subnet)
     difference = (found - expected).abs().flatten(1).amax(1)
     steps = None if step is None else (difference / step).round()
@@ -119,7 +120,7 @@ def verify(
         subnet_accuracy=accuracies[0],
         device_accuracy=accuracies[1],
         accuracy_points=abs(accuracies[0] - accuracies[1]) * 100,
-        agreement=float((expected.argmax(1) == found.argmax(1)).double().mean()),
+        agreement=float((expected.argmax(-1) == found.argmax(-1)).double().mean()),
         output_step=step,
         identical=float(((difference if steps is None else steps) == 0).double().mean()),
         within_steps=None if steps is None else float((steps <= limits.steps).double().mean()),
@@ -131,7 +132,7 @@ def verify(
 
 
 def _outputs(subnet: Subnet, path: str, device: Device, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the outputs of the subnet and of the device, ``[N, classes]`` float32 each."""
+    """Return the outputs of the subnet and of the device, ``[N, ...]`` float32 each."""
     answers, device_answers = [], []
     for group in _groups(batches):
         with torch.inference_mode():

@@ -61,10 +61,10 @@ class Graph(nn.Module):
 
     def extract(self) -> Graph:
         """Return the static twin for the active subnet."""
-        return Graph([Wire(_twin(part), i) for part, i in zip(self.parts, self.inputs, strict=True)], self.output)
+        return Graph([Wire(twin(part), i) for part, i in zip(self.parts, self.inputs, strict=True)], self.output)
 
 
-def _twin(part: nn.Module) -> nn.Module:
+def twin(part: nn.Module) -> nn.Module:
     """Return a part's static twin; an operation without weights is its own."""
     extract: Any = getattr(part, "extract", None)
     if extract is not None:

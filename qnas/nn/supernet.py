@@ -230,6 +230,11 @@ class Supernet(nn.Module):
                 self.set_mode(mode, [role])
 
     @property
+    def quantized_roles(self) -> tuple[str, ...]:
+        """Roles whose quantizers are at work."""
+        return tuple(role for role, mode in self._modes.items() if mode == "quantize")
+
+    @property
     def mode(self) -> str:
         """The mode of all sites or, where they differ, that of each role."""
         modes = dict.fromkeys(self._modes.values())

@@ -20,7 +20,8 @@ Answers = Mapping[str, np.ndarray[Any, Any]]
 
 
 def stored_answers(store: RunDirectory, points: Sequence[Json], metric: str, split: str) -> Answers:
-    """Return what a run stored of its front's points on a split; points without a stored measurement are left out.
+    """Return what a run stored of its front's points on a split; points without a stored measurement are left out,
+    and so is everything where the task does not tell which images are right.
 
     A subnet may have been measured more than once, for example with other calibrators: the measurement whose accuracy
     the front reports counts.
@@ -29,7 +30,7 @@ def stored_answers(store: RunDirectory, points: Sequence[Json], metric: str, spl
     for point in points:
         reported = (point["metrics"] if split == "search" else point.get("test") or {}).get(metric)
         for metrics, num_images, packed in reversed(store.evaluations(point["key"], split)):
-            if metrics.get(metric) == reported:
+            if packed and metrics.get(metric) == reported:
                 found[point["key"]] = unpack_correct(packed, num_images)
                 break
     return found

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from qnas.costs import CostTable, cost_of
 from qnas.data import Split, StreamedImages
 from qnas.layers import LayerSpec
+from qnas.nn.features import Feature, FloatHead
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import Quantizer, SiteContext
 from qnas.nn.ranks import Ranks
@@ -25,6 +26,7 @@ from qnas.protocols import (
     CostModel,
     Dataset,
     Device,
+    FeatureTask,
     Predictor,
     RangeCalibrator,
     Sampler,
@@ -34,6 +36,7 @@ from qnas.protocols import (
     Task,
 )
 from qnas.rng import generator
+from qnas.scoring import score_split
 from qnas.space import QuantScheme, SearchSpace
 from qnas.testing.parts import (
     CLASSES,
@@ -357,11 +360,18 @@ def check_cost(model: CostModel) -> None:
 
 
 def check_dataset(dataset: Dataset, **options: Any) -> None:
-    """Gives labelled uint8 images, in memory or streamed, each time the same."""
+    """Gives uint8 images with targets, in memory or streamed, each time the same."""
     first, second = dataset.load(**options), dataset.load(**options)
     assert len(first.images) > 0, "a data set must hold images"
-    assert first.labels.min() >= 0, "labels start from 0"
-    assert first.labels.max() < len(first.class_names), "every label needs a name"
+    if first.has_classes:
+        assert first.labels.min() >= 0, "labels start from 0"
+        assert first.labels.max() < len(first.class_names), "every label needs a name"
+    else:
+        assert len(first.labels) == len(first.images), "every image needs a target"
+        assert torch.isfinite(first.labels.double()).all(), "targets must be finite"
+    splits = [chosen for chosen in (first.search, first.test) if chosen is not None]
+    given = torch.cat(splits) if splits else torch.zeros(0, dtype=torch.int64)
+    assert len(set(given.tolist())) == len(given), "an image is in one split alone"
     pixels = Split(first.images, first.labels).loaded()
     assert torch.equal(pixels, Split(second.images, second.labels).loaded()), "loading twice must give the same"
     assert torch.equal(first.labels, second.labels), "loading twice must give the same labels"
@@ -372,18 +382,60 @@ def check_dataset(dataset: Dataset, **options: Any) -> None:
     assert first.image_size >= 8, "image_size must say at which size to train"
 
 
-def check_task(cls: Callable[[], Task]) -> None:
-    """Gives a loss, and says which answers are right."""
+def check_task(cls: Callable[..., Any], *, targets: torch.Tensor | None = None) -> None:
+    """Gives a loss with a gradient, and scores a whole split; where it can, says which answers are right.
+
+    Args:
+        cls: of a classification task, or of one that works on features (:class:`qnas.protocols.FeatureTask`).
+        targets: ``[4, ...]``, of images of 32 pixels; needed by the latter.
+    """
+    if hasattr(cls, "head"):
+        assert targets is not None, "give targets that the task takes"
+        _check_feature_task(cls, targets)
+        return
     task = cls()
+    logits, labels = torch.eye(3), torch.tensor([0, 1, 0])
+    _check_loss(task, logits, labels)
+    metrics, correct = score_split(task, logits, labels)
+    assert metrics[task.metric] == 2 / 3, "two of three answers are right"
+    assert correct is None or correct.dtype == torch.bool, "correct gives booleans"
+    assert correct is None or correct.tolist() == [True, True, False]
+
+
+def _check_loss(task: Task, outputs: torch.Tensor, targets: torch.Tensor) -> None:
     assert task.metric, "a task names its metric"
-    logits = torch.eye(3).requires_grad_()
-    labels = torch.tensor([0, 1, 0])
-    loss = task.loss(logits, labels)
+    leaf = outputs.detach().clone().requires_grad_()
+    loss = task.loss(leaf, targets)
+    assert loss.ndim == 0, "a loss must be a number"
+    assert torch.isfinite(loss), "a loss must be finite"
     loss.backward()  # type: ignore[no-untyped-call]
-    assert logits.grad is not None
-    correct = task.correct(logits.detach(), labels)
-    assert correct.dtype == torch.bool, "correct gives booleans"
-    assert correct.tolist() == [True, True, False]
+    assert leaf.grad is not None, "a gradient must reach the outputs"
+    assert leaf.grad.abs().sum() > 0, "the gradient must not be zero"
+
+
+def _check_feature_task(cls: Callable[..., FeatureTask], targets: torch.Tensor) -> None:
+    """Its head follows the seed, takes the features that were described, and answers as the loss and score want it."""
+    features = (Feature(4, 6, 8), Feature(8, 10, 4))
+    task = cls(features=features, image_size=32, num_classes=3)
+    task.check_targets(targets)
+    rng = torch.Generator().manual_seed(0)
+    maps = tuple(torch.randn(4, f.channels, f.size, f.size, generator=rng) for f in features)
+    answers = []
+    for _ in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            head = task.head()
+        with torch.no_grad():
+            answers.append(head(maps))
+    assert isinstance(head, FloatHead), "a head is a FloatHead"
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=0, msg="equal seeds, equal heads")
+    assert len(answers[0]) == 4, "a head answers for every image"
+    twin = head.extract()
+    with torch.no_grad():
+        torch.testing.assert_close(twin(maps), answers[0], rtol=0, atol=0, msg="an extracted head answers the same")
+    _check_loss(task, answers[0], targets)
+    metrics, _ = score_split(task, answers[0], targets)
+    assert all(0 <= value <= 1 for value in metrics.values()), "metrics are fractions"
 
 
 def check_recipe(path: Any) -> None:

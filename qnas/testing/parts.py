@@ -133,13 +133,17 @@ class ToyTask:
 
     metric = "accuracy"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy, ``[]``."""
-        return torch.nn.functional.cross_entropy(logits, labels)
+        return torch.nn.functional.cross_entropy(outputs, targets)
 
-    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the share of correct images."""
+        return {self.metric: float(self.correct(outputs, targets).double().mean())}
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return whether the largest output is the label's, ``[N]``."""
-        return outputs.argmax(1) == labels
+        return outputs.argmax(1) == targets
 
 
 class _Macs:

@@ -11,10 +11,14 @@ class Classification:
 
     metric = "accuracy"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy, ``[]``; ``logits`` ``[N, classes]``, ``labels`` ``[N]``."""
-        return F.cross_entropy(logits.float(), labels)
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy, ``[]``; ``outputs`` ``[N, classes]``, ``targets`` ``[N]``."""
+        return F.cross_entropy(outputs.float(), targets)
 
-    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return ``accuracy``, the share of correct images."""
+        return {self.metric: float(self.correct(outputs, targets).double().mean())}
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return whether the largest output is the label's, ``[N]``."""
-        return outputs.argmax(1) == labels
+        return outputs.argmax(1) == targets

@@ -161,7 +161,7 @@ def test_it_trains_as_a_network_of_that_size_does(run):
     trained = []
     for supernet, made, view in ((elastic, config, pinned), (fixed, fixed_config, space)):
         parts = (run.registry, made, supernet, run.data, None, run.processes)
-        trainer = components.build_trainer(*parts, sampler=alone._Only(view.highest()))
+        trainer = components.build_trainer(*parts, sampler=alone.OnlySample(view.highest()))
         trainer.run(lambda trainer: None)
         trained.append(trainer)
     first, second = (t.progress.history for t in trained)

@@ -103,3 +103,17 @@ def test_quantnas(tmp_path):
     assert shared["given"] == shared["shared"]  # a learned scale is one for all subnets
     assert found["predicted-8"]["front"]["points"]
     assert (tmp_path / "out.md").read_text().count("### ") == 5
+
+
+def test_quantnas_detection(tmp_path):
+    value = reproduce("quantnas_detection.py", tmp_path)
+    found = value["seeds"]["0"]
+    assert list(found) == ["float", "shared", "predicted"]
+    assert (found["float"]["stage"], found["shared"]["stage"]) == ("float", "quantized")
+    assert all(set(arm["metrics"]["test"]) == {"mAP", "mAP50", "mAP75"} for arm in found.values())
+    assert len({json.dumps(arm["settings"], sort_keys=True) for arm in found.values()}) == 1  # all alike
+    assert found["float"]["bitops"] > found["shared"]["bitops"]
+    assert value["summary"]["shared"]["against shared"]["value"] == 0
+    first = (tmp_path / "out.json").read_bytes()
+    assert reproduce("quantnas_detection.py", tmp_path) == value  # nothing is trained again
+    assert (tmp_path / "out.json").read_bytes() == first

@@ -413,7 +413,7 @@ def test_data_is_a_name_first_and_then_a_path(registry, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data("~/pets").options == {"path": str(tmp_path / "pets")}
     with pytest.raises(
-        ConfigError, match=r"'pest' does not exist.*Allowed: digits, files. There is no .*/pest, either\."
+        ConfigError, match=r"'pest' does not exist.*Allowed: digits, files, scenes\. There is no .*/pest, either\."
     ):
         data("pest")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ FRACTIONS = (0.2, 0.2)
 NAMES = ("cat", "dog", "owl")
 
 
-def image_set(counts, *, test=None, shuffle=0, size=8):
+def image_set(counts, *, test=None, search=None, shuffle=0, size=8):
     """Return images whose first two pixels hold the image's own number, so that splits can be traced."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(shuffle))]
@@ -36,7 +37,7 @@ def image_set(counts, *, test=None, shuffle=0, size=8):
     images[:, 0, 0, 0] = (torch.arange(len(labels)) % 256).to(torch.uint8)
     images[:, 0, 0, 1] = (torch.arange(len(labels)) // 256).to(torch.uint8)
     images[:, 0, 1:] = (labels * 80).to(torch.uint8)[:, None, None]
-    return ImageSet("pets", images, labels, NAMES[: len(counts)], test=test)
+    return ImageSet("pets", images, labels, NAMES[: len(counts)], test=test, search=search)
 
 
 def numbers(split: Split) -> list[int]:
@@ -99,6 +100,41 @@ def test_a_given_test_split_is_kept():
         assert numbers(data.test) == given_test.tolist()
         assert not set(numbers(data.train)) & set(numbers(data.search))
         assert sorted(numbers(data.train) + numbers(data.search) + numbers(data.test)) == list(range(60))
+
+
+def test_a_given_search_split_is_kept():
+    given_test, given_search = torch.tensor([3, 17, 40, 41, 59]), torch.tensor([0, 1, 20, 21])
+    images = image_set([30, 30], search=given_search)
+    data = made(images)
+    assert numbers(data.search) == given_search.tolist()
+    left = [30 - int((images.labels[given_search] == label).sum()) for label in (0, 1)]
+    assert Counter(data.test.labels.tolist()) == {label: round(0.2 * n) for label, n in enumerate(left)}
+    both = made(image_set([30, 30], test=given_test, search=given_search))
+    assert (numbers(both.search), numbers(both.test)) == (given_search.tolist(), given_test.tolist())
+    assert sorted(numbers(both.train) + given_search.tolist() + given_test.tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3,), ()])
+def test_targets_that_are_no_classes_are_split_at_random(shape):
+    images = image_set([50, 3])  # of which three would be too few for a class
+    targets = torch.randn(53, *shape, generator=torch.Generator().manual_seed(0))
+    images = replace(images, labels=targets, class_names=("cat",))
+    assert not images.has_classes
+    data, other = made(images), made(images, seed=1)
+    parts = [numbers(data.split(name)) for name in ("train", "search", "test")]
+    assert list(map(len, parts)) == [31, 11, 11]
+    assert sorted(n for part in parts for n in part) == list(range(53))
+    assert numbers(other.test) != parts[2]
+    for name, part in zip(("train", "search", "test"), parts, strict=True):
+        assert torch.equal(data.split(name).labels, targets[part])
+    digest = replace(data, test=replace(data.test, labels=data.test.labels + 1)).digest
+    assert digest != data.digest
+
+
+def test_too_few_images_without_classes_are_named():
+    images = replace(image_set([3, 3]), labels=torch.zeros(6, 2, 5))
+    with pytest.raises(DataError, match=r"Data set 'pets' has 6 images, too few"):
+        made(images)
 
 
 @pytest.mark.parametrize("counts", [[30, 3], [4, 30], [30, 0]])
