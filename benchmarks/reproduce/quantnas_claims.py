@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import shared
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from qnas.nn.supernet import Supernet
 from qnas.rank import draw_distinct
 from qnas.run import Run
 from qnas.space import Sample
-from qnas.statistics import kendall, mean_interval
+from qnas.statistics import kendall
 from qnas_plugins.calibrators.scales import ScalePredictorCalibrator, ScaleRefitCalibrator
 from qnas_plugins.quantizers.lsq import LSQ
 
@@ -300,14 +301,6 @@ def front(run: Run, quick: bool) -> Json:
 # --- over seeds -------------------------------------------------------------------------------------------------------
 
 
-def interval(values: Sequence[float]) -> Json:
-    """Return a mean over seeds with its 95% interval."""
-    if len(values) < 2:
-        return {"value": float(np.mean(values)), "low": None, "high": None, "n": len(values)}
-    found = mean_interval(values)
-    return {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}
-
-
 def summary(seeds: Mapping[str, Any]) -> Json:
     """Return what the tables show, over the seeds that have it."""
     arms = {name: [seed["arms"][name] for seed in seeds.values() if name in seed["arms"]] for name in _names(seeds)}
@@ -315,8 +308,8 @@ def summary(seeds: Mapping[str, Any]) -> Json:
     for name, entries in arms.items():
         last = [e["history"][-1]["losses"] for e in entries if e["history"]]
         found["training"][name] = {
-            "largest": interval([losses[0] for losses in last]),
-            "smallest": interval([losses[-1] for losses in last]),
+            "largest": shared.interval([losses[0] for losses in last]),
+            "smallest": shared.interval([losses[-1] for losses in last]),
             "diverged": sum(bool(e["diverged"]) for e in entries),
         }
         for part, values in (
@@ -326,7 +319,7 @@ def summary(seeds: Mapping[str, Any]) -> Json:
             ("fronts", [_front_means(e["front"]) for e in entries if "front" in e]),
         ):
             if values:
-                found[part][name] = {key: interval([value[key] for value in values]) for key in values[0]}
+                found[part][name] = {key: shared.interval([value[key] for value in values]) for key in values[0]}
     return found
 
 

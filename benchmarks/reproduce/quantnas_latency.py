@@ -4,7 +4,8 @@
 
 MobileNetV2 and others at their published sizes, 224 pixels, one image, one thread: in float, with convolutions alone
 quantized (batch normalisation, sums, pooling and classifier in float), and fully quantized at 8 bits. All are timed
-MobileNetV2 and others at their published sizes, 224 pixels, one image, one thread: in float, with convolutions alone
+round-robin beside the float net, so that what slows the machine down cancels. Weights are random: they change no
+latency.
 ``--quick`` takes small images and few rounds.
 """
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qnas.files import write_json, write_text
+from qnas.statistics import mean_interval
 
 
 def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -45,6 +47,13 @@ def take_stages(source: Path, target: Path, count: int) -> None:
         shutil.copytree(stage, partial / stage.name)
     if count:
         partial.rename(target / "stages")
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return a mean over seeds with its 95% interval; ``low`` and ``high`` are ``None`` for one seed."""
+    found = mean_interval(values)
+    low, high = (float(end) if math.isfinite(end) else None for end in (found.low, found.high))
+    return {"value": float(found.value), "low": low, "high": high, "n": len(values)}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
