@@ -61,13 +61,37 @@ def export_onnx(subnet: Subnet, path: str | Path, *, metadata: Mapping[str, str]
     Raises:
         ExportError: a part of the subnet has no counterpart in an integer graph.
     """
-    steps = trace(subnet)
-    model = _Exporter(steps).export(subnet, metadata)
-    content = model.SerializeToString()
+    built = build_model(subnet, metadata)
+    content = built.model.SerializeToString()
     path = Path(path)
     write_bytes(path, content)
-    operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
-    return ExportSummary(str(path), len(content), operators, tuple(steps.islands()))
+    operators = dict(sorted(Counter(node.op_type for node in built.model.graph.node).items()))
+    return ExportSummary(str(path), len(content), operators, tuple(built.steps.islands()))
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A subnet as an ONNX model, and where its nodes come from.
+
+    Attributes:
+        model: checked.
+        steps: of the subnet.
+        made_by: the position in ``steps.steps`` of the step that each node is of, by the node's name.
+    """
+
+    model: Any
+    steps: Trace
+    made_by: dict[str, int]
+
+
+def build_model(subnet: Subnet, metadata: Mapping[str, str]) -> BuiltModel:
+    """Return what :func:`export_onnx` writes.
+
+    Raises:
+        ExportError: a part of the subnet has no counterpart in an integer graph.
+    """
+    exporter = _Exporter(trace(subnet))
+    return BuiltModel(exporter.export(subnet, metadata), exporter.steps, exporter.made_by)
 
 
 def input_recipe(steps: Trace, resolution: int) -> dict[str, str]:
@@ -102,6 +126,7 @@ class _Exporter:
         self.steps = steps
         self.graph = GraphWriter()
         self.values: dict[str, _Value] = {}
+        self.made_by: dict[str, int] = {}
 
     def export(self, subnet: Subnet, metadata: Mapping[str, str]) -> Any:
         """Return the model."""
@@ -131,8 +156,10 @@ class _Exporter:
             "silu": self._silu,
             "squeeze-excite": self._squeeze_excite,
         }
-        for step in steps.steps:
+        for number, step in enumerate(steps.steps):
+            before = len(self.graph.nodes)
             self.values[step.output] = emitters[step.kind](step)
+            self.made_by |= {node.name: number for node in self.graph.nodes[before:]}
         self.graph.rename(self.values[steps.output].name, OUTPUT)
         channels, classes = layers[0][1].spec.in_channels, layers[-1][1].spec.out_channels
         size = subnet.resolution
