@@ -41,7 +41,19 @@ if TYPE_CHECKING:
 
 DATA = "data.json"
 INIT = "init.json"
-PHASES = ("train", "predictor", "search", "retrain", "export", "verify", "alone", "rank", "insights", "report")
+PHASES = (
+    "profile",
+    "train",
+    "predictor",
+    "search",
+    "retrain",
+    "export",
+    "verify",
+    "alone",
+    "rank",
+    "insights",
+    "report",
+)
 
 
 class Run:
@@ -191,14 +203,16 @@ class Run:
             space: that is searched, of one stage.
         """
         from qnas.constraints import FeasibleSet, parse_constraint
-        from qnas.costs import CostTable
+        from qnas.costs import Cost, CostTable
+        from qnas.latency import LATENCY
+        from qnas.latency.of_run import check_latency
         from qnas.protocols import SearchProblem
         from qnas.search import named_objectives
 
         costs = components.cost_models(self.registry)
         metric = self.registry.load("task", config.task)().metric
         objectives = named_objectives(config.search.objectives, metric, costs)
-        constraints = [parse_constraint(text, [metric, *costs]) for text in config.search.constraints]
+        constraints = [parse_constraint(text, [metric, *costs, LATENCY]) for text in config.search.constraints]
         for constraint in constraints:
             if constraint.name == metric and constraint.violation(float(constraint.sense == ">=")) > 0:
                 raise ConstraintError(
@@ -208,7 +222,8 @@ class Run:
             from qnas.predictor import check_predictor
 
             check_predictor(self.registry, config)
-        feasible = FeasibleSet(CostTable(space, costs), constraints, config.seed)
+        known: dict[str, Cost] = {**costs, **check_latency(self, config)}
+        feasible = FeasibleSet(CostTable(space, known), constraints, config.seed)
         problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
 
@@ -344,6 +359,7 @@ class Run:
         config = config or self.config
         self.check_search(config, evaluator.supernet.space)
         with self.processes.leading():
+            self.profile(config)
             search = self._make_search(config, evaluator)
             with self.phase("search"):
                 search.run()
@@ -351,6 +367,7 @@ class Run:
 
     def _make_search(self, config: RunConfig, evaluator: Evaluator) -> Search:
         """Return a search, begun or to go on; with a predictor, once that is fitted."""
+        from qnas.latency.of_run import search_latency
         from qnas.predicted_search import PredictedSearch
 
         own = config.search
@@ -365,13 +382,22 @@ class Run:
             own.measured,
         )
         make = components.strategy_maker(self.registry, own.strategy, own.options)
-        parts = (self.store, evaluator, settings, make, self.recorder, self.processes)
+        parts = (self.store, evaluator, settings, make, self.recorder, self.processes, search_latency(self, config))
         if own.predictor is None:
             return Search(*parts)
         stage = self.predictor(evaluator.settings.stage, own.predictor)
         with self.phase("predictor"):
             fitted = stage.ready()
         return PredictedSearch(*parts, predictor=stage.load(), fitted=fitted)
+
+    def profile(self, config: RunConfig | None = None) -> None:
+        """Make the table of latencies that searches with these settings need and the run has not; else do nothing."""
+        from qnas.latency.of_run import lacks_table, make_table
+
+        config = config or self.config
+        if self.processes.leader and lacks_table(self, config):
+            with self.phase("profile"):
+                make_table(self, config)
 
     def predictor(self, stage: str | None = None, name: str | None = None) -> StagePredictor:
         """Return the predictor of one stage's subnets, by default the last one's and the configured one."""

@@ -24,6 +24,7 @@ COMMANDS = (
     "set-bits",
     "export",
     "verify",
+    "profile",
     "report",
     "compare",
     "plugins",

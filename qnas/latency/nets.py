@@ -18,7 +18,7 @@ from qnas.latency.cut import BlockModel, cut
 from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
 from qnas.rng import generator, integer_seed
-from qnas.space import SearchSpace, Value
+from qnas.space import Sample, SearchSpace, Value
 
 START_IMAGES = 8  # random ones, from which quantizers start so that grids are sane
 
@@ -63,18 +63,21 @@ class LatencyNets:
         return supernet.eval()
 
     def build(self, sample: Mapping[str, Value]) -> BuiltModel:
-        """Return a subnet as an integer model; bits that are in float (of another stage) as the highest there are.
+        """Return a subnet as an integer model.
 
         Raises:
             ExportError: a part of it has no integer counterpart.
         """
+        with torch.no_grad():
+            return build_model(self.supernet.extract(self.quantized(sample)).fold(), {})
+
+    def quantized(self, sample: Mapping[str, Value]) -> Sample:
+        """Return a sample with bits that are in float, in the stage it is of, as the highest of the whole space."""
         highest = self.space.highest()
-        known = {
+        return {
             knob.label: sample[knob.label] if sample[knob.label] in knob.choices else highest[knob.label]
             for knob in self.space.knobs
         }
-        with torch.no_grad():
-            return build_model(self.supernet.extract(known).fold(), {})
 
     def blocks(self, sample: Mapping[str, Value]) -> dict[str, BlockModel]:
         """Return the models of a subnet's blocks, by name."""

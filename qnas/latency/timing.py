@@ -16,8 +16,10 @@ from qnas.statistics import CONFIDENCE
 
 PERCENTILE = 10  # of the rounds: what the device needs when nothing else disturbs it
 WARM_UP = 3  # inferences before the first round
-SHORTEST = 2e-4  # seconds that a model is timed for in a round; shorter ones are repeated
-MOST_REPEATS = 32
+SHORTEST = 4e-3  # seconds that a model is timed for in a round; shorter ones are repeated, and the fastest counts
+MOST_REPEATS = 200
+DISTURBED = 1.05  # the 10th percentile over the fastest round: more, and other work took most of the rounds
+MOST_TURNS = 4  # times as many rounds at most, until enough of them are undisturbed
 RESAMPLES = 200  # of the rounds, for the interval
 BASELINE_ROUNDS = 3  # times as many rounds for the reference's own latency
 
@@ -80,7 +82,9 @@ def time_models(
     """Time models round-robin beside a reference.
 
     A model's latency is the 10th percentile of its rounds over that of the reference in the same rounds, times the
-    reference's own latency: what slows all of them down alike changes nothing.
+    reference's own latency: what slows all of them down alike changes nothing. A round's time is the fastest of as many
+    inferences as fit into a few milliseconds. Where the machine is so busy that a model's 10th percentile is far above
+    its fastest round, there are more rounds.
 
     Args:
         device: executes them.
@@ -90,7 +94,7 @@ def time_models(
         baseline: the reference's own latency.
     """
     beside, *own = _rounds(device, [reference, *paths], settings, settings.rounds)
-    picks = _resamples(settings.rounds)
+    picks = _resamples(len(beside))
     low_beside = np.percentile(beside[picks], PERCENTILE, axis=1)
     found = []
     for seconds in own:
@@ -100,27 +104,34 @@ def time_models(
 
 
 def _rounds(device: Device, paths: Sequence[str], settings: TimingSettings, rounds: int) -> list[Array]:
-    """Return the seconds of one inference in each round, ``[rounds]`` for each model."""
+    """Return the seconds of the fastest inference of each round, ``[rounds]`` or more for each model."""
     models = [device.prepare(path, settings.batch, settings.threads) for path in paths]
     clock = device.clock(settings.threads)
     repeats = [_repeats(model, clock) for model in models]
-    seconds = np.zeros((len(models), rounds))
-    for number in range(rounds):
-        for i, (model, times) in enumerate(zip(models, repeats, strict=True)):
-            start = clock()
-            for _ in range(times):
-                model()
-            seconds[i, number] = (clock() - start) / times
-    return list(np.maximum(seconds, 1e-9))  # a clock's tick: a ratio of zeros says nothing
+    turns: list[Array] = []
+    while not turns or (len(turns) < MOST_TURNS and _disturbed(np.concatenate(turns, axis=1))):
+        seconds = np.zeros((len(models), rounds))
+        for number in range(rounds):
+            for i, (model, times) in enumerate(zip(models, repeats, strict=True)):
+                seconds[i, number] = min(_once(model, clock) for _ in range(times))
+        turns.append(np.maximum(seconds, 1e-9))  # a clock's tick: a ratio of zeros says nothing
+    return list(np.concatenate(turns, axis=1))
+
+
+def _disturbed(seconds: Array) -> bool:
+    """Tell whether a model's low percentile says more of other work than of the model; ``[models, rounds]``."""
+    return bool((np.percentile(seconds, PERCENTILE, axis=1) > DISTURBED * seconds.min(axis=1)).any())
+
+
+def _once(model: Callable[[], None], clock: Callable[[], float]) -> float:
+    start = clock()
+    model()
+    return clock() - start
 
 
 def _repeats(model: Callable[[], None], clock: Callable[[], float]) -> int:
     """Warm a model up and return how often to run it in a round."""
-    shortest = math.inf
-    for _ in range(WARM_UP):
-        start = clock()
-        model()
-        shortest = min(shortest, clock() - start)
+    shortest = min(_once(model, clock) for _ in range(WARM_UP))
     return min(MOST_REPEATS, max(1, math.ceil(SHORTEST / max(shortest, 1e-9))))
 
 
