@@ -176,6 +176,7 @@ def print_front(front: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from qnas.constraints import plain_number
+    from qnas.latency.said import sentences
 
     metric = front["metric"]
     known = sorted(front["points"][0]["metrics"]) if front["points"] else []
@@ -212,9 +213,8 @@ def print_front(front: Mapping[str, Any]) -> None:
             f"Searched on {used['evaluations']:,} predictions of {used['name']} (held-out Kendall tau "
             f"{used['score']['kendall_tau']['value']:.3f}); the table is measured"
         )
-    if "latency" in front:
-        for line in latency_said(front):
-            click.echo(line)
+    for sentence in sentences(front):
+        click.echo(sentence)
     volume = front["hypervolume"]
     reference = ", ".join(f"{name} {value:g}" for name, value in volume["reference"].items())
     click.echo(
@@ -226,6 +226,7 @@ def print_latency_table(value: Mapping[str, Any]) -> None:
     """Print what a table of latencies holds, and how its check came out."""
     from rich.table import Table
 
+    from qnas.latency.said import device_said
     from qnas.latency.table import MAX_ERROR, MIN_SPEARMAN
 
     header, check, fit, blocks = value["header"], value["check"], value["fit"], value["blocks"]
@@ -248,33 +249,6 @@ def print_latency_table(value: Mapping[str, Any]) -> None:
         f"{MIN_SPEARMAN}), mean relative error {check['mean_relative_error']:.2%} (at most {MAX_ERROR:.0%}), largest "
         f"{check['largest_relative_error']:.2%}"
     )
-
-
-def device_said(header: Mapping[str, Any]) -> str:
-    """Return in words on what latencies were measured."""
-    threads, batch = header["threads"], header["batch"]
-    return (
-        f"{header['device']} {header['version']} on {header['machine']}, {threads} thread{'s' * (threads != 1)}, "
-        f"batch {batch}"
-    )
-
-
-def latency_said(front: Mapping[str, Any]) -> list[str]:
-    """Return in words how the latencies of a front came about."""
-    from qnas.latency.said import as_native
-
-    latency, out = front["latency"], front["fell_out"]
-    lines = [f"Latency: measured, {device_said(latency)}; largest subnet {latency['reference']['ms']:.4f} ms"]
-    native = as_native(latency)
-    if native:
-        lines.append(f"Latency {native}")
-    if latency["mode"] == "table":
-        lines.append("The search was told a table's latencies (table_latency_ms); the front is measured")
-    for point in out:
-        lines.append(
-            f"Fell out when measured: {point['key']} at {point['metrics']['latency_ms']:.4f} ms ({point['because']})"
-        )
-    return lines
 
 
 def print_retrained(nets: Sequence[Mapping[str, Any]]) -> None:

@@ -230,7 +230,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--latency",),
         {
             "type": click.Choice(["measured", "table"]),
-            "help": "Where latency_ms is named: measure each subnet, or look its blocks up; fronts are always measured.",
+            "help": "Where latency_ms is named: measure every subnet, or look its blocks up; a front is measured.",
         },
     ),
     "latency_table": (
