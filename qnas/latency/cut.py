@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qnas.deploy.graph import IR_VERSION, OPSET, PRODUCER
 from qnas.deploy.onnx_export import BuiltModel
+from qnas.deploy.trace import ON_CODES
 from qnas.nn.subnet import SubnetLayer
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def _places(built: BuiltModel, block_of: Mapping[str, str]) -> list[tuple[str, s
 
     A layer is of its own block. Whatever follows it in float, up to the grid on which the result is put, belongs to the
     same operator of the runtime and so to the layer's block, whoever asks for that grid; but cutting the codes off is
-    on account of the site that has so few bits. What moves codes follows the block before.
+    on account of the site that has so few bits. What moves codes is of the block that was at work when it is done: a
+    shortcut without weights of that whose convolutions came before it, not of the one whose result it takes.
     """
     steps = built.steps
     made: dict[str, int] = {}
@@ -74,7 +76,8 @@ def _places(built: BuiltModel, block_of: Mapping[str, str]) -> list[tuple[str, s
         before = places[max(producers)][0] if producers else None
         on_grid = steps.grids[step.inputs[0]] is not None or not producers
         takes_own = isinstance(step.module, SubnetLayer) or (step.kind == "quantize" and on_grid)
-        place = (own if takes_own else before) or own or before or first
+        moves = step.kind in ON_CODES and on_grid and bool(places)
+        place = places[-1][0] if moves else (own if takes_own else before) or own or before or first
         places.append((place, own or place))
         made[step.output] = number
     return places
