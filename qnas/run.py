@@ -222,7 +222,8 @@ class Run:
             from qnas.predictor import check_predictor
 
             check_predictor(self.registry, config)
-        known: dict[str, Cost] = {**costs, **check_latency(self, config)}
+        estimate, constraints = check_latency(self, config, constraints)
+        known: dict[str, Cost] = {**costs, **estimate}
         feasible = FeasibleSet(CostTable(space, known), constraints, config.seed)
         problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
@@ -391,13 +392,19 @@ class Run:
         return PredictedSearch(*parts, predictor=stage.load(), fitted=fitted)
 
     def profile(self, config: RunConfig | None = None) -> None:
-        """Make the table of latencies that searches with these settings need and the run has not; else do nothing."""
+        """Make the table of latencies that searches with these settings need and the run has not; else do nothing.
+
+        Raises:
+            ConstraintError: by the table, no subnet meets the constraints.
+        """
         from qnas.latency.of_run import lacks_table, make_table
 
         config = config or self.config
         if self.processes.leader and lacks_table(self, config):
             with self.phase("profile"):
                 make_table(self, config)
+            for stage in config.search.stages or [None]:
+                self.check_search(config, self.stages.space(stage))
 
     def predictor(self, stage: str | None = None, name: str | None = None) -> StagePredictor:
         """Return the predictor of one stage's subnets, by default the last one's and the configured one."""

@@ -8,7 +8,7 @@ import onnx
 
 START = 5e-5  # seconds that starting any model takes
 NODE, WEIGHT = 1e-5, 1e-9  # of every node that computes, and of every element of its constants
-FREE = ("DequantizeLinear", "Transpose", "QuantizeLinear")  # fused with others, or what a cut adds
+FREE = ("DequantizeLinear", "Transpose", "QuantizeLinear", "Relu")  # fused with others, or what a cut adds
 
 
 def seconds(model_path: str) -> float:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qnas import components
 from qnas.config import RunConfig
+from qnas.constraints import Constraint
 from qnas.errors import ConfigError, StoreError
 from qnas.files import write_bytes
 from qnas.latency import LATENCY
 from qnas.latency.measured import LatencyMeter
 from qnas.latency.nets import LatencyNets
 from qnas.latency.profile import Profiler, TimedDevice, check_size, open_table
-from qnas.latency.searching import SearchLatency
+from qnas.latency.searching import SearchLatency, guides
 from qnas.latency.shapes import Bits
 from qnas.latency.table import LatencyCost, LatencyTable
 from qnas.latency.timing import TimingSettings, check_device
@@ -57,27 +59,36 @@ def latency_nets(run: Run) -> LatencyNets:
     return LatencyNets(run.registry, run.config, run.space, run.data)
 
 
-def check_latency(run: Run, config: RunConfig) -> dict[str, LatencyCost]:
-    """Check what a search needs of latency, without measuring; return the estimate where there is a table already.
+def check_latency(
+    run: Run, config: RunConfig, constraints: Sequence[Constraint]
+) -> tuple[dict[str, LatencyCost], list[Constraint]]:
+    """Check what a search needs of latency, without measuring.
+
+    Returns:
+        The estimate where there is a table already, else nothing, and the constraints that draws will have to meet.
 
     Raises:
         QnasError: the device cannot be timed, a given table is of something else or failed its check, or the run would
             have to make a table of a space that is too large for one.
     """
     if not asks_latency(run, config):
-        return {}
-    timed, nets = timed_device(run, config), latency_nets(run)
+        return {}, list(constraints)
+    own, timed = config.latency, timed_device(run, config)
     if not needs_table(run, config):
-        return {}
-    path = _given(run, config)
+        return {}, list(constraints)
+    path, bits = _given(run, config), Bits.of(run.space, timed.device.native_bits)
     if path is None:
-        if config.latency.mode == "table" or config.search.predictor is not None:
-            check_size(run.space, Bits.of(run.space, timed.device.native_bits))
-        return {}
+        path = table_path(run, config) if hasattr(run, "store") else None
+        if path is None or not path.is_file():
+            if own.mode == "table" or config.search.predictor is not None:
+                check_size(run.space, bits)
+            return {}, list(constraints)
     table = LatencyTable.read(path)
-    table.refuse_other(timed.header(nets), str(path), force=config.latency.force)
-    found = {LATENCY: LatencyCost(table, Bits.of(run.space, timed.device.native_bits))}
-    return found if config.latency.mode == "table" else {}
+    if own.mode == "table" or own.table is not None:
+        table.refuse_other(timed.header(latency_nets(run)), str(path), force=own.force)
+    elif not table.passed and not own.force:
+        return {}, list(constraints)
+    return {LATENCY: LatencyCost(table, bits)}, guides(constraints, table, own.mode)
 
 
 def lacks_table(run: Run, config: RunConfig) -> bool:

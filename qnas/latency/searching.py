@@ -61,18 +61,8 @@ class SearchLatency:
         return self.cost
 
     def guides(self, constraints: Sequence[Constraint]) -> list[Constraint]:
-        """Return the constraints that draws are to meet.
-
-        Where trials are measured, a limit on the latency is loosened by the table's mean error, so that what the table
-        overrates a little is measured too.
-        """
-        if not self.measures or self.table is None or self.table.check is None:
-            return list(constraints)
-        margin = float(self.table.check["mean_relative_error"])
-        return [
-            replace(c, limit=c.limit * (1 + margin if c.sense == "<=" else 1 - margin)) if c.name == LATENCY else c
-            for c in constraints
-        ]
+        """Return the constraints that draws are to meet; see :func:`guides`."""
+        return list(constraints) if self.table is None else guides(constraints, self.table, self.mode)
 
     def measure(self, samples: Sequence[Mapping[str, Value]]) -> list[float]:
         """Return measured latencies, in milliseconds."""
@@ -100,3 +90,18 @@ class SearchLatency:
             "reference": self.meter.reference().to_json(),
             "table": None if table is None else {"fit": table.fit, "check": table.check},
         }
+
+
+def guides(constraints: Sequence[Constraint], table: LatencyTable, mode: str) -> list[Constraint]:
+    """Return the constraints that draws are to meet where a table tells the latency.
+
+    Where trials are measured, a limit on the latency is loosened by the table's mean error, so that what the table
+    overrates a little is measured too.
+    """
+    if mode != "measured" or table.check is None:
+        return list(constraints)
+    margin = float(table.check["mean_relative_error"])
+    return [
+        replace(c, limit=c.limit * (1 + margin if c.sense == "<=" else 1 - margin)) if c.name == LATENCY else c
+        for c in constraints
+    ]

@@ -8,8 +8,8 @@ import pytest
 
 from qnas.latency.cut import structure
 
-CHANNELS = {"module:tests.own_networks:make": 1}
-NAMES = ["mbv3", "mbv2", "resnet20", "resnet50", "module:tests.own_networks:make"]
+CASES = [(name, [2, 4]) for name in ("mbv2", "resnet20", "resnet50", "module:tests.own_networks:make")]
+CASES += [("mbv3", [2, 4]), ("mbv3", [4, 8])]
 
 
 def run(model, feeds):
@@ -31,8 +31,7 @@ def through_blocks(models, images):
     return values["logits"]
 
 
-@pytest.mark.parametrize("bits", [[2, 4], [4, 8]])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "bits"), CASES)
 def test_the_blocks_of_a_net_answer_as_the_net(make_nets, name, bits):
     nets = make_nets(name, w_bits=bits, a_bits=bits, granularity="layer")
     space = nets.space

@@ -10,10 +10,10 @@ from qnas.errors import PluginError
 from qnas.latency import timing
 from qnas.latency.profile import idle_model
 from qnas.latency.timing import Latency, TimingSettings, check_device, time_models, time_reference
-from tests.fake_device import NODE, START, FakeDevice
+from tests.fake_device import START, FakeDevice
 
 SETTINGS = TimingSettings(rounds=20)
-IDLE = START + NODE  # seconds of the model that computes nothing but one operator
+IDLE = START  # seconds of the model that computes nothing
 
 
 @pytest.fixture
