@@ -44,7 +44,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas profile --space mbv3
       qnas profile --space mbv2 --image-size 128 --classes 100 --device onnxruntime
       qnas profile --space resnet18 --data ~/images --threads 2 --out resnet18.json
-      qnas run --space mbv3 --objective accuracy --objective latency_ms --latency-table latency-mbv3-onnxruntime.json
+      qnas run --objective accuracy --objective latency_ms --latency-table latency-mbv3-onnxruntime.json
     """
     from qnas.cli import console
     from qnas.cli.options import resolve_start

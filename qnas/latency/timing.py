@@ -20,6 +20,7 @@ SHORTEST = 4e-3  # seconds that a model is timed for in a round; shorter ones ar
 MOST_REPEATS = 200
 DISTURBED = 1.05  # the 10th percentile over the fastest round: more, and other work took most of the rounds
 MOST_TURNS = 4  # times as many rounds at most, until enough of them are undisturbed
+FASTEST = 2.5  # the percentile where they never are
 RESAMPLES = 200  # of the rounds, for the interval
 BASELINE_ROUNDS = 3  # times as many rounds for the reference's own latency
 
@@ -70,10 +71,10 @@ def check_device(device: Device, name: str) -> None:
 
 def time_reference(device: Device, path: str, settings: TimingSettings) -> Latency:
     """Return the latency of a reference model by itself, from which those of all others are derived."""
-    seconds = _rounds(device, [path], settings, settings.rounds * BASELINE_ROUNDS)[0]
-    picks = _resamples(len(seconds))
-    spread = np.percentile(seconds[picks], PERCENTILE, axis=1)
-    return _latency(float(np.percentile(seconds, PERCENTILE)), spread, 1e3)
+    rounds = _rounds(device, [path], settings, settings.rounds * BASELINE_ROUNDS)
+    level, seconds = _level(rounds), rounds[0]
+    spread = np.percentile(seconds[_resamples(len(seconds))], level, axis=1)
+    return _latency(float(np.percentile(seconds, level)), spread, 1e3)
 
 
 def time_models(
@@ -84,7 +85,7 @@ def time_models(
     A model's latency is the 10th percentile of its rounds over that of the reference in the same rounds, times the
     reference's own latency: what slows all of them down alike changes nothing. A round's time is the fastest of as many
     inferences as fit into a few milliseconds. Where the machine is so busy that a model's 10th percentile is far above
-    its fastest round, there are more rounds.
+    its fastest round, there are more rounds; where it stays so, a lower percentile of all models counts.
 
     Args:
         device: executes them.
@@ -93,18 +94,18 @@ def time_models(
         settings: of the measurement.
         baseline: the reference's own latency.
     """
-    beside, *own = _rounds(device, [reference, *paths], settings, settings.rounds)
-    picks = _resamples(len(beside))
-    low_beside = np.percentile(beside[picks], PERCENTILE, axis=1)
+    rounds = _rounds(device, [reference, *paths], settings, settings.rounds)
+    level, picks, beside = _level(rounds), _resamples(rounds.shape[1]), rounds[0]
+    low_beside = np.percentile(beside[picks], level, axis=1)
     found = []
-    for seconds in own:
-        ratio = float(np.percentile(seconds, PERCENTILE) / np.percentile(beside, PERCENTILE))
-        found.append(_latency(ratio, np.percentile(seconds[picks], PERCENTILE, axis=1) / low_beside, baseline.ms))
+    for seconds in rounds[1:]:
+        ratio = float(np.percentile(seconds, level) / np.percentile(beside, level))
+        found.append(_latency(ratio, np.percentile(seconds[picks], level, axis=1) / low_beside, baseline.ms))
     return found
 
 
-def _rounds(device: Device, paths: Sequence[str], settings: TimingSettings, rounds: int) -> list[Array]:
-    """Return the seconds of the fastest inference of each round, ``[rounds]`` or more for each model."""
+def _rounds(device: Device, paths: Sequence[str], settings: TimingSettings, rounds: int) -> Array:
+    """Return the seconds of the fastest inference of each round, ``[models, rounds]`` or more rounds."""
     models = [device.prepare(path, settings.batch, settings.threads) for path in paths]
     clock = device.clock(settings.threads)
     repeats = [_repeats(model, clock) for model in models]
@@ -115,12 +116,16 @@ def _rounds(device: Device, paths: Sequence[str], settings: TimingSettings, roun
             for i, (model, times) in enumerate(zip(models, repeats, strict=True)):
                 seconds[i, number] = min(_once(model, clock) for _ in range(times))
         turns.append(np.maximum(seconds, 1e-9))  # a clock's tick: a ratio of zeros says nothing
-    return list(np.concatenate(turns, axis=1))
+    return np.concatenate(turns, axis=1)
 
 
 def _disturbed(seconds: Array) -> bool:
     """Tell whether a model's low percentile says more of other work than of the model; ``[models, rounds]``."""
     return bool((np.percentile(seconds, PERCENTILE, axis=1) > DISTURBED * seconds.min(axis=1)).any())
+
+
+def _level(seconds: Array) -> float:
+    return FASTEST if _disturbed(seconds) else PERCENTILE
 
 
 def _once(model: Callable[[], None], clock: Callable[[], float]) -> float:

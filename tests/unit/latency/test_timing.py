@@ -29,7 +29,7 @@ def test_a_reference_has_its_own_latency(model):
     assert found.low == pytest.approx(found.high)
 
 
-@pytest.mark.parametrize("slowed", [lambda n: 1 + n / 2000, lambda n: 1 + 0.5 * math.sin(n / 1000)])
+@pytest.mark.parametrize("slowed", [lambda n: 1 + n / 50_000, lambda n: 1 + 0.5 * math.sin(n / 20_000)])
 def test_drift_of_the_machine_cancels(model, slowed):
     device = FakeDevice(slowed)
     found = time_models(device, model, [model, model], SETTINGS, Latency(7.0, 6.0, 8.0))
