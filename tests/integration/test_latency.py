@@ -181,13 +181,29 @@ def test_a_given_table_is_copied_and_others_are_refused(runs, tmp_path):
 def test_a_failed_check_needs_force(runs, tmp_path):
     table = json.loads(profile_file(runs).read_text())
     table["check"].update(spearman=0.5, passed=False)
+    table["fit"]["slope"] *= 0.85  # it tells everybody too low
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(table))
     search = ("search", str(runs / "run"), "--latency", "table", "--latency-table", str(bad), "--evaluations", "4")
     found = command(tmp_path, search)
     assert found.returncode == 2
     assert "failed its check" in found.stderr
-    qnas(tmp_path, *search, "--force")
+    limit = 0.4
+    said = qnas(tmp_path, *search, "--force", "--constraint", f"latency_ms<={limit}").stdout
+    name = max(path.name for path in (runs / "run" / "searches").iterdir())
+    found = front(runs / "run", name)
+    assert found["fell_out"], "some subnets are slower than the table says"
+    for point in found["fell_out"]:
+        assert point["metrics"]["table_latency_ms"] <= limit < point["metrics"]["latency_ms"]
+        assert point["because"] == "constraint"
+        assert f"Fell out of the front: {point['key']}" in said
+    assert found["points"]
+    assert all(point["metrics"]["latency_ms"] <= limit for point in found["points"])
+    assert not {point["key"] for point in found["points"]} & {point["key"] for point in found["fell_out"]}
+    # Every point that the table lets through is too slow.
+    found = command(tmp_path, (*search, "--force", "--constraint", "latency_ms<=0.355"))
+    assert found.returncode == 2
+    assert "judged subnets meets latency_ms<=0.355" in found.stderr
 
 
 def test_a_limit_that_nothing_meets_is_an_error(runs):
