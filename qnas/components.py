@@ -16,6 +16,7 @@ from qnas.data import Data, ImageSet, TrainBatches, prepare
 from qnas.errors import ConfigError, PluginError, unknown_name
 from qnas.evaluate import Evaluator, EvaluatorSettings, SizedBatches
 from qnas.factories import find_factory
+from qnas.latency import LATENCY
 from qnas.nn.folding import folding_policy
 from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
@@ -410,7 +411,7 @@ def build_evaluator(
 
 def asked_metrics(registry: Registry, config: RunConfig) -> list[str]:
     """Return the metrics that the configuration's objectives and constraints name."""
-    names = [task_metric(registry, config), *cost_models(registry)]
+    names = [task_metric(registry, config), *cost_models(registry), LATENCY]
     return [*config.search.objectives, *(parse_constraint(text, names).name for text in config.search.constraints)]
 
 

@@ -179,6 +179,19 @@ class EvaluationConfig(_Section):
     batch_size: int = Field(default=256, ge=1)
 
 
+class LatencyConfig(_Section):
+    """How the metric ``latency_ms`` is found, on ``deploy_device``; nothing is measured unless something names it."""
+
+    mode: Literal["measured", "table"] = Field(
+        default="measured", description="each subnet measured, or looked up block by block; a front is always measured"
+    )
+    threads: int = Field(default=1, ge=1, description="that the device computes with")
+    batch: int = Field(default=1, ge=1, description="images of one inference")
+    rounds: int = Field(default=40, ge=5, description="in which a net is timed beside the reference")
+    table: str | None = Field(default=None, description="file of `qnas profile`; the run makes its own by default")
+    force: bool = Field(default=False, description="take a table whose check failed, or of another machine")
+
+
 class RunConfig(_Section):
     """Everything that decides a run's results."""
 
@@ -201,6 +214,7 @@ class RunConfig(_Section):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    latency: LatencyConfig = LatencyConfig()
 
     def to_toml(self) -> str:
         """Return the configuration as TOML that :func:`load_config` reads back to an equal one."""

@@ -1,19 +1,21 @@
-"""Costs of subnets: sums over layer descriptions, or averages, for one sample or, vectorised, for many. No torch."""
+"""Costs of subnets: sums over layers or blocks, or averages, for one sample or, vectorised, for many. No torch."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from qnas.blocks import BlockChoices, blocks_of
 from qnas.layers import FLOAT_BITS, LayerSpec
-from qnas.protocols import AverageCost, CostModel
+from qnas.protocols import AverageCost, BlockCost, CostModel
 from qnas.space import Indices, SearchSpace, Site, Value
 
 Array = np.ndarray[Any, Any]
+Cost = CostModel | BlockCost
 
 _FIELDS = (
     *("in_channels", "out_channels", "kernel_size", "stride", "groups"),
@@ -87,6 +89,21 @@ class _SiteTable:
         ]
 
 
+class _BlockTable:
+    """The costs of one block for every combination of the knobs that change them; as :class:`_SiteTable`."""
+
+    def __init__(self, choices: BlockChoices, name: str, model: BlockCost) -> None:
+        self.choices = choices
+        self.name = name
+        self.model = model
+        self.axes = tuple(axis.position for axis in choices.axes)
+
+    def sums(self) -> dict[str, Array]:
+        """Return, by name, an array with a dimension for each of ``axes``; 0 where the block is left out."""
+        block, seen = self.choices.block.name, self.choices.each()
+        return {self.name: self.choices.spread([_block_cost(self.model, block, layers) for _, layers in seen])}
+
+
 class _Group:
     """Sites that hang on the same knobs, or on some of them: one table of each of their sums.
 
@@ -100,14 +117,20 @@ class _Group:
         self.tables: dict[str, Array] = {name: np.zeros(math.prod(self.sizes), dtype=np.int64) for name in names}
 
     def add(self, axes: tuple[int, ...], costs: Mapping[str, Array]) -> None:
-        """Add a site's sums, an array with a dimension for each of ``axes``, which are among the group's."""
+        """Add sums of a site or block, an array with a dimension for each of ``axes``, which are among the group's."""
         shape = [size if axis in axes else 1 for axis, size in zip(self.axes, self.sizes, strict=True)]
         for name, cost in costs.items():
             spread = np.broadcast_to(cost.reshape(shape), self.sizes).reshape(-1)
             self.tables[name] = self.tables[name] + spread
 
+    def drop_empty(self) -> None:
+        """Leave out tables of sums to which nothing here adds, so that they are not looked up."""
+        self.tables = {name: table for name, table in self.tables.items() if table.any()}
+
     def along(self, name: str) -> Iterator[tuple[int, Array]]:
         """Yield each of ``axes`` with the table of a sum as ``[others, num_choices]`` along it."""
+        if name not in self.tables:
+            return
         whole = self.tables[name].reshape(self.sizes)
         for i, (axis, size) in enumerate(zip(self.axes, self.sizes, strict=True)):
             yield axis, np.moveaxis(whole, i, -1).reshape(-1, size)
@@ -132,20 +155,33 @@ class CostTable:
         models: cost models by name.
     """
 
-    def __init__(self, space: SearchSpace, models: Mapping[str, CostModel]) -> None:
+    def __init__(self, space: SearchSpace, models: Mapping[str, Cost]) -> None:
         self.space = space
         self.models = dict(models)
         self._averages = frozenset(name for name, model in models.items() if isinstance(model, AverageCost))
-        summands = _summands(self.models)
+        self._blocks = {name: model for name, model in models.items() if isinstance(model, BlockCost)}
+        summands = _summands({name: m for name, m in models.items() if not isinstance(m, BlockCost)})
+        names = [*summands, *self._blocks]
         self._groups: list[_Group] = []
         sites = [_SiteTable(space, site) for site in space.sites]
         for site in sorted(sites, key=lambda site: -len(site.axes)):  # whatever can take others in comes first
-            homes = (group for group in self._groups if set(site.axes) <= set(group.axes))
-            group = next(homes, None)
-            if group is None:
-                group = _Group(space, site.axes, list(summands))
-                self._groups.append(group)
-            group.add(site.axes, site.sums(summands))
+            self._home(site.axes, names).add(site.axes, site.sums(summands))
+        for name, model in self._blocks.items():
+            blocks = [BlockChoices(space, block, model.bits_seen) for block in blocks_of(space)]
+            tables = [_BlockTable(choices, name, model) for choices in blocks]
+            for table in sorted(tables, key=lambda table: -len(table.axes)):
+                self._home(table.axes, names).add(table.axes, table.sums())
+            self._home((), names).add((), {name: np.array(model.offset)})
+        for group in self._groups:
+            group.drop_empty()
+
+    def _home(self, axes: tuple[int, ...], names: Sequence[str]) -> _Group:
+        """Return the first group that can take in what hangs on ``axes``, a new one if there is none."""
+        group = next((group for group in self._groups if set(axes) <= set(group.axes)), None)
+        if group is None:
+            group = _Group(self.space, axes, names)
+            self._groups.append(group)
+        return group
 
     def costs(self, indices: Indices, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return, by cost name, the costs of the samples, ``[n]``.
@@ -163,8 +199,11 @@ class CostTable:
         wanted = self._sums(names)
         totals: dict[str, Array] = {name: np.zeros(len(indices), dtype=np.int64) for name in wanted}
         for group in self._groups:
+            found = [name for name in wanted if name in group.tables]
+            if not found:
+                continue
             rows = group.rows(columns)
-            for name in wanted:
+            for name in found:
                 totals[name] = totals[name] + group.tables[name].take(rows)
         return {name: self._cost(name, totals) for name in names}
 
@@ -182,6 +221,8 @@ class CostTable:
         Exact for a sum over layers; of an average of sums ``a / b``, what moves ``E[a] / E[b]`` to first order.
         """
         cost, moved = self._mean_moves(name)
+        if name in self._blocks:
+            return [by / self._blocks[name].divisor for by in moved]
         if name not in self._averages:
             return moved
         weight, by = self._mean_moves(name + _WEIGHT)
@@ -192,7 +233,7 @@ class CostTable:
     def _mean_moves(self, total: str) -> tuple[float, list[Array]]:
         """Return the mean of a sum over uniform samples, and how far each choice of each knob moves it."""
         mean, moved = 0.0, [np.zeros(len(knob.choices)) for knob in self.space.knobs]
-        for group in self._groups:
+        for group in (group for group in self._groups if total in group.tables):
             mean += float(group.tables[total].mean())
             for axis, along in group.along(total):
                 moved[axis] += along.mean(0) - along.mean()
@@ -204,14 +245,14 @@ class CostTable:
         Returns:
             ``None`` where the cost is no such sum, because knobs change it together or change an average's weights.
         """
-        divisor = 1
+        divisor = self._blocks[name].divisor if name in self._blocks else 1
         if name in self._averages:
-            weights = [group.tables[name + _WEIGHT] for group in self._groups]
+            weights = [group.tables[name + _WEIGHT] for group in self._groups if name + _WEIGHT in group.tables]
             if any((weight != weight[0]).any() for weight in weights):
                 return None
             divisor = int(sum(weight[0] for weight in weights)) or 1
         terms = [np.zeros(len(knob.choices), dtype=np.int64) for knob in self.space.knobs]
-        for group in self._groups:
+        for group in (group for group in self._groups if name in group.tables):
             whole, base = group.tables[name].reshape(group.sizes), group.tables[name][0]
             added = np.full(group.sizes, base)
             for i, axis in enumerate(group.axes):
@@ -227,6 +268,8 @@ class CostTable:
         return [*names, *(name + _WEIGHT for name in names if name in self._averages)]
 
     def _cost(self, name: str, totals: Mapping[str, Array]) -> Array:
+        if name in self._blocks:
+            return totals[name] / self._blocks[name].divisor
         if name not in self._averages:
             return totals[name]
         weight = totals[name + _WEIGHT]
@@ -240,7 +283,10 @@ def _summands(models: Mapping[str, CostModel]) -> dict[str, Callable[[Any], Any]
     return found | weights
 
 
-def usual(models: Mapping[str, CostModel], asked: Iterable[str] = ()) -> dict[str, CostModel]:
+_C = TypeVar("_C", bound=Cost)
+
+
+def usual(models: Mapping[str, _C], asked: Iterable[str] = ()) -> dict[str, _C]:
     """Return the models that are computed for every subnet: those not on request, and those that are asked for."""
     wanted = set(asked)
     return {name: m for name, m in models.items() if name in wanted or not getattr(m, "on_request", False)}
@@ -255,7 +301,19 @@ def cost_of(layers: Sequence[LayerSpec], model: CostModel) -> float:
     return cost / weight if weight else 0.0
 
 
-def sample_costs(space: SearchSpace, models: Mapping[str, CostModel], sample: Mapping[str, Value]) -> dict[str, float]:
+def sample_costs(space: SearchSpace, models: Mapping[str, Cost], sample: Mapping[str, Value]) -> dict[str, float]:
     """Return every cost of one sample."""
     layers = space.layers(sample)
-    return {name: cost_of(layers, model) for name, model in models.items()}
+    return {
+        name: _sum_of_blocks(space, model, sample) if isinstance(model, BlockCost) else cost_of(layers, model)
+        for name, model in models.items()
+    }
+
+
+def _sum_of_blocks(space: SearchSpace, model: BlockCost, sample: Mapping[str, Value]) -> float:
+    blocks = ((block.name, block.layers(space, sample)) for block in blocks_of(space))
+    return (model.offset + sum(_block_cost(model, name, layers) for name, layers in blocks)) / model.divisor
+
+
+def _block_cost(model: BlockCost, block: str, layers: Sequence[LayerSpec]) -> int:
+    return int(model.block_cost(block, layers)) if layers else 0

@@ -16,7 +16,7 @@ def environment(command: str) -> dict[str, Any]:
         "command": command,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 
@@ -28,7 +28,8 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the machine's processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qnas.costs import sample_costs
-from qnas.protocols import CostModel, Objective
+from qnas.costs import Cost, sample_costs
+from qnas.protocols import Objective
 from qnas.space import SearchSpace
 
 Values = Mapping[str, float]
@@ -28,14 +28,19 @@ class Box:
 
 
 def objective_box(
-    space: SearchSpace, costs: Mapping[str, CostModel], metric: str, objectives: Sequence[Objective]
+    space: SearchSpace,
+    costs: Mapping[str, Cost],
+    metric: str,
+    objectives: Sequence[Objective],
+    measured: Values | None = None,
 ) -> Box:
     """Return the box that every search of a space shares, whatever it finds.
 
     The reference point is an accuracy of 0 at the cost of the largest subnet (all knobs at their last choices); the
     ideal point an accuracy of 1 for nothing. A cost of which more is better goes from 0 to that of the largest subnet.
+    ``measured``: costs of the largest subnet that are measured.
     """
-    largest = sample_costs(space, costs, space.highest())
+    largest = {**sample_costs(space, costs, space.highest()), **(measured or {})}
     reference, ideal = {}, {}
     for objective in objectives:
         top = 1.0 if objective.name == metric else float(largest[objective.name])

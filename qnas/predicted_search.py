@@ -7,7 +7,7 @@ front and everything that follows from them are measurements.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qnas.constraints import total_violation
 from qnas.evaluate import Evaluator
@@ -20,6 +20,9 @@ from qnas.search import Search, SearchSettings
 from qnas.space import Sample
 from qnas.store import RunDirectory
 
+if TYPE_CHECKING:
+    from qnas.latency.searching import SearchLatency
+
 
 class PredictedSearch(Search):
     """One search on predictions: resumable after every batch that the strategy asks, then after every trial.
@@ -27,7 +30,7 @@ class PredictedSearch(Search):
     Of all predicted subnets the best are kept, by fronts and crowding; they become the trials.
 
     Args:
-        store, evaluator, settings, make_strategy, recorder, processes: see :class:`qnas.search.Search`.
+        store, evaluator, settings, make_strategy, recorder, processes, latency: see :class:`qnas.search.Search`.
         predictor: fitted.
         fitted: what ``predictor.json`` holds of it; part of the search's name.
 
@@ -44,6 +47,7 @@ class PredictedSearch(Search):
         make_strategy: Any,
         recorder: Recorder | None = None,
         processes: Processes | None = None,
+        latency: SearchLatency | None = None,
         *,
         predictor: Predictor,
         fitted: dict[str, Any],
@@ -53,8 +57,10 @@ class PredictedSearch(Search):
         self.predicted = 0
         self.kept: list[Trial] = []
         self._chosen = False
-        super().__init__(store, evaluator, settings, make_strategy, recorder, processes)
-        self._costs = [name for name in self.asked if name in evaluator.costs]
+        if latency is not None:
+            latency.estimate()  # what is not measured must be in a table
+        super().__init__(store, evaluator, settings, make_strategy, recorder, processes, latency)
+        self._costs = [name for name in self.asked if name in self.feasible.table.models]
 
     def _identity(self) -> dict[str, Any]:
         fitted = {name: value for name, value in self.fitted.items() if name != "score"}

@@ -146,6 +146,26 @@ class AverageCost(CostModel, Protocol):
         """Return one layer's weight, 0 for a layer that does not count; ``layer`` as for ``layer_cost``."""
 
 
+@runtime_checkable
+class BlockCost(Protocol):
+    """A cost that is a sum over blocks of layers, such as a latency that is looked up by the block's shape.
+
+    Whole numbers are summed, so that it does not depend on the order: the cost is ``offset`` and the sum of
+    ``block_cost`` over the blocks of a subnet (:func:`qnas.blocks.blocks_of`), divided by ``divisor``.
+    """
+
+    direction: str  # "min" or "max"
+    unit: str
+    offset: int
+    divisor: int
+
+    def block_cost(self, block: str, layers: Sequence[Any]) -> int:
+        """Return the cost of one block, given its :class:`~qnas.layers.LayerSpec` in order; never of an empty one."""
+
+    def bits_seen(self, role: str, bits: int) -> int:
+        """Return the bit-width that stands for all those that cost the same; ``role``: ``w_bits`` or ``a_bits``."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """A named metric and whether less (``min``) or more (``max``) of it is better."""
@@ -276,8 +296,28 @@ class Device(Protocol):
     def version(self) -> str:
         """The runtime's version."""
 
+    @property
+    def native_bits(self) -> tuple[int, ...]:
+        """Bit-widths of weights and activations that it has kernels for, ascending; fewer bits run as one of these."""
+
     def run(self, model_path: str, images: np.ndarray[Any, Any], batch_size: int) -> np.ndarray[Any, Any]:
         """Return the model's outputs for ``[N, C, H, W]`` float32 images."""
 
     def operators(self, model_path: str) -> dict[str, int]:
         """Return how often each operator stands in the graph that the runtime really executes."""
+
+    def prepare(self, model_path: str, batch: int, threads: int) -> Callable[[], None]:
+        """Load a model and return what executes it once, on random input made here, and returns when it is done.
+
+        Args:
+            model_path: inputs are uint8 or float32; a dimension without a size is the number of images.
+            batch: images at once.
+            threads: that the runtime may compute with.
+        """
+
+    def clock(self, threads: int) -> Callable[[], float]:
+        """Return the clock, in seconds, that tells how long an inference takes.
+
+        ``time.thread_time`` where the runtime computes in the calling thread alone: time in which the machine did
+        something else does not count then. Else ``time.perf_counter``.
+        """

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 DATA = "data.json"
 INIT = "init.json"
 PHASES = (
+    "profile",
     "train",
     "predictor",
     "search",
@@ -208,14 +209,16 @@ class Run:
             space: that is searched, of one stage.
         """
         from qnas.constraints import FeasibleSet, parse_constraint
-        from qnas.costs import CostTable
+        from qnas.costs import Cost, CostTable
+        from qnas.latency import LATENCY
+        from qnas.latency.of_run import check_latency
         from qnas.protocols import SearchProblem
         from qnas.search import named_objectives
 
         costs = components.cost_models(self.registry)
         metric = components.task_metric(self.registry, config)
         objectives = named_objectives(config.search.objectives, metric, costs)
-        constraints = [parse_constraint(text, [metric, *costs]) for text in config.search.constraints]
+        constraints = [parse_constraint(text, [metric, *costs, LATENCY]) for text in config.search.constraints]
         for constraint in constraints:
             if constraint.name == metric and constraint.violation(float(constraint.sense == ">=")) > 0:
                 raise ConstraintError(
@@ -225,7 +228,9 @@ class Run:
             from qnas.predictor import check_predictor
 
             check_predictor(self.registry, config)
-        feasible = FeasibleSet(CostTable(space, costs), constraints, config.seed)
+        estimate, constraints = check_latency(self, config, constraints)
+        known: dict[str, Cost] = {**costs, **estimate}
+        feasible = FeasibleSet(CostTable(space, known), constraints, config.seed)
         problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
         components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
 
@@ -361,6 +366,7 @@ class Run:
         config = config or self.config
         self.check_search(config, evaluator.supernet.space)
         with self.processes.leading():
+            self.profile(config)
             search = self._make_search(config, evaluator)
             with self.phase("search"):
                 search.run()
@@ -368,6 +374,7 @@ class Run:
 
     def _make_search(self, config: RunConfig, evaluator: Evaluator) -> Search:
         """Return a search, begun or to go on; with a predictor, once that is fitted."""
+        from qnas.latency.of_run import search_latency
         from qnas.predicted_search import PredictedSearch
 
         own = config.search
@@ -382,13 +389,28 @@ class Run:
             own.measured,
         )
         make = components.strategy_maker(self.registry, own.strategy, own.options)
-        parts = (self.store, evaluator, settings, make, self.recorder, self.processes)
+        parts = (self.store, evaluator, settings, make, self.recorder, self.processes, search_latency(self, config))
         if own.predictor is None:
             return Search(*parts)
         stage = self.predictor(evaluator.settings.stage, own.predictor)
         with self.phase("predictor"):
             fitted = stage.ready()
         return PredictedSearch(*parts, predictor=stage.load(), fitted=fitted)
+
+    def profile(self, config: RunConfig | None = None) -> None:
+        """Make the table of latencies that searches with these settings need and the run has not; else do nothing.
+
+        Raises:
+            ConstraintError: by the table, no subnet meets the constraints.
+        """
+        from qnas.latency.of_run import lacks_table, make_table
+
+        config = config or self.config
+        if self.processes.leader and lacks_table(self, config):
+            with self.phase("profile"):
+                make_table(self, config)
+            for stage in config.search.stages or [None]:
+                self.check_search(config, self.stages.space(stage))
 
     def predictor(self, stage: str | None = None, name: str | None = None) -> StagePredictor:
         """Return the predictor of one stage's subnets, by default the last one's and the configured one."""

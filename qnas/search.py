@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from qnas.constraints import FeasibleSet, parse_constraint, total_violation
-from qnas.costs import CostTable, sample_costs, usual
+from qnas.costs import Cost, CostTable, sample_costs, usual
 from qnas.errors import ConfigError, ConstraintError, unknown_name
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json
 from qnas.hypervolume import hypervolume, objective_box
+from qnas.latency import LATENCY, TABLE_LATENCY
 from qnas.pareto import front
 from qnas.processes import Processes
 from qnas.protocols import Objective, SearchProblem, State, Strategy, Trial
@@ -19,6 +20,9 @@ from qnas.recorder import NullRecorder, Recorder
 from qnas.scoring import score_error
 from qnas.space import Sample
 from qnas.store import RunDirectory
+
+if TYPE_CHECKING:
+    from qnas.latency.searching import SearchLatency
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class SearchSettings:
 
 
 def named_objectives(names: Sequence[str], metric: str, costs: Mapping[str, Any]) -> tuple[Objective, ...]:
-    """Return objectives with their directions; the task's metric is maximised."""
-    known = {metric: "max", **{name: cost.direction for name, cost in costs.items()}}
+    """Return objectives with their directions; the task's metric is maximised, latency is known beside the costs."""
+    known = {metric: "max", LATENCY: "min", **{name: cost.direction for name, cost in costs.items()}}
     if len(set(names)) != len(names) or not names:
         raise ConfigError(
             f"Objectives must be one or more different metrics; given: {', '.join(names) or 'none'}. "
@@ -76,6 +80,7 @@ class Search:
         make_strategy: returns the strategy for a problem.
         recorder: receives ``search`` and ``trial`` events.
         processes: those that judge; what is found does not depend on their number.
+        latency: of the search's subnets, where objectives or constraints name it.
 
     Raises:
         ConstraintError: no subnet can meet the constraints on costs.
@@ -89,8 +94,10 @@ class Search:
         make_strategy: Any,
         recorder: Recorder | None = None,
         processes: Processes | None = None,
+        latency: SearchLatency | None = None,
     ) -> None:
         self.processes = processes or Processes()
+        self.latency = latency
         self.store = store
         self.evaluator = evaluator
         self.settings = settings
@@ -98,9 +105,13 @@ class Search:
         space = evaluator.supernet.space
         metric = evaluator.task.metric
         self.objectives = named_objectives(settings.objectives, metric, evaluator.costs)
-        self.constraints = [parse_constraint(text, [metric, *evaluator.costs]) for text in settings.constraints]
+        self.constraints = [
+            parse_constraint(text, [metric, *evaluator.costs, LATENCY]) for text in settings.constraints
+        ]
         self.asked = (*settings.objectives, *(constraint.name for constraint in self.constraints))
-        self.feasible = FeasibleSet(CostTable(space, evaluator.costs), self.constraints, settings.seed)
+        costs: dict[str, Cost] = {**evaluator.costs, **({} if latency is None else latency.costs)}
+        guides = self.constraints if latency is None else latency.guides(self.constraints)
+        self.feasible = FeasibleSet(CostTable(space, costs), guides, settings.seed)
         problem = SearchProblem(space, self.objectives, self.feasible.draw, self.feasible.repair, settings.seed)
         self.strategy: Strategy = make_strategy(problem)
         self.name, state = store.open_search(settings.strategy.replace(":", "-"), self._identity())
@@ -112,7 +123,13 @@ class Search:
     def _identity(self) -> dict[str, Any]:
         """Return what names the search in its run."""
         evaluator = self.evaluator
-        return {**self.settings.identity(), "supernet": evaluator.digest(), "stage": evaluator.settings.stage}
+        latency = {} if self.latency is None else {"latency": self.latency.identity()}
+        return {
+            **self.settings.identity(),
+            **latency,
+            "supernet": evaluator.digest(),
+            "stage": evaluator.settings.stage,
+        }
 
     @property
     def finished(self) -> bool:
@@ -136,10 +153,22 @@ class Search:
         new = [i for i, key in enumerate(keys) if self.store.cached(key) is None]
         found = self.processes.map(self.evaluator.judge, [(samples[i], "search") for i in new])
         evaluations = dict(zip(new, found, strict=True))
+        latencies = self._latencies(samples)  # now that no process judges
         for i, (sample, cache_key) in enumerate(zip(samples, keys, strict=True)):
-            self._finish(sample, cache_key, evaluations.get(i))
+            self._finish(sample, cache_key, evaluations.get(i), latencies[i])
 
-    def _finish(self, sample: Sample, cache_key: str, evaluation: Evaluation | None) -> None:
+    def _latencies(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Return the latency of each subnet as trials have it: measured or of the table; none where it is not asked."""
+        latency = self.latency
+        if latency is None:
+            return [{} for _ in samples]
+        if latency.measures:
+            return [{LATENCY: ms} for ms in latency.measure(samples)]
+        return [sample_costs(self.evaluator.supernet.space, latency.costs, sample) for sample in samples]
+
+    def _finish(
+        self, sample: Sample, cache_key: str, evaluation: Evaluation | None, latency: Mapping[str, float]
+    ) -> None:
         """Tell and store one trial; ``None`` takes the stored evaluation."""
         space = self.evaluator.supernet.space
         key = space.key(sample)
@@ -147,12 +176,13 @@ class Search:
             metrics = _stored_metrics(self.store, self.evaluator, sample, cache_key, self.asked)
         else:
             metrics = _with_costs(evaluation.metrics, self.evaluator, sample, self.asked)
+        judged, metrics = metrics, {**metrics, **latency}  # a latency is no part of what is judged
         trial = Trial(key, sample, metrics, total_violation(self.constraints, metrics))
         self._learn(trial)
         self.pending.pop(0)
         with self.store.transaction():
             if evaluation is not None:
-                self.store.put_evaluation(cache_key, key, "search", metrics, evaluation.num_images, evaluation.packed())
+                self.store.put_evaluation(cache_key, key, "search", judged, evaluation.num_images, evaluation.packed())
             self.store.put_trial(self.name, len(self.trials), trial, cache_key, self._state())
         self.trials.append(trial)
         values = {"number": len(self.trials), "key": key, "metrics": metrics, "cached": evaluation is None}
@@ -175,13 +205,17 @@ class Search:
         Raises:
             ConstraintError: no judged subnet meets the constraints on measured metrics.
         """
-        found = front(self.trials, self.objectives)
-        if not found and self.trials:
-            nearest = min(self.trials, key=lambda t: (t.violation, t.key))
+        return self._met(self.trials)
+
+    def _met(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the front of trials, at least one of which must meet the constraints."""
+        found = front(trials, self.objectives)
+        if not found and trials:
+            nearest = min(trials, key=lambda t: (t.violation, t.key))
             names = sorted({c.name for c in self.constraints})
             reached = ", ".join(f"{name}={nearest.metrics[name]:g}" for name in names)
             raise ConstraintError(
-                f"None of {len(self.trials)} judged subnets meets {', '.join(map(str, self.constraints))}; "
+                f"None of {len(trials)} judged subnets meets {', '.join(map(str, self.constraints))}; "
                 f"the closest, {nearest.key}, has {reached}. Loosen the constraint, or "
                 f"judge more subnets of the trained supernet: `qnas search {self.store.path} --evaluations N`."
             )
@@ -189,7 +223,8 @@ class Search:
 
     def write_front(self) -> dict[str, Any]:
         """Report the front on the test split, choose one point, and write ``front.json``; return what it holds."""
-        found = self.front()
+        measured = self._measured(self.front())
+        found = self._met(measured)
         samples = [trial.sample for trial in found]
         # Only now, after selection.
         tests = measure(self.store, self.evaluator, self.processes, samples, "test", self.asked)
@@ -210,6 +245,7 @@ class Search:
             "hypervolume": self._hypervolume(points),
             "points": points,
             **self._said_of_predictor(),
+            **self._said_of_latency(measured, found),
         }
         write_json(self.store.search_directory(self.name) / "front.json", value)
         return value
@@ -218,10 +254,44 @@ class Search:
         """Return what ``front.json`` says of a predictor; nothing without one."""
         return {}
 
+    def _measured(self, points: Sequence[Trial]) -> list[Trial]:
+        """Return points with their latencies measured, whatever the trials were told, and their violations anew."""
+        if self.latency is None:
+            return list(points)
+        found, space = [], self.evaluator.supernet.space
+        for point, ms in zip(points, self.latency.measure([point.sample for point in points]), strict=True):
+            metrics = {**point.metrics, LATENCY: ms}
+            if self.latency.cost is not None:
+                metrics[TABLE_LATENCY] = sample_costs(space, self.latency.costs, point.sample)[LATENCY]
+            found.append(replace(point, metrics=metrics, violation=total_violation(self.constraints, metrics)))
+        return found
+
+    def _said_of_latency(self, measured: Sequence[Trial], found: Sequence[Trial]) -> dict[str, Any]:
+        """Return what ``front.json`` says of latency, and of the points that fell out when they were measured."""
+        if self.latency is None:
+            return {}
+        kept = {trial.key for trial in found}
+        out = [trial for trial in measured if trial.key not in kept]
+        space = self.evaluator.supernet.space
+        return {
+            "latency": self.latency.to_json([space.layers(trial.sample) for trial in found]),
+            "fell_out": [
+                {
+                    "key": trial.key,
+                    "sample": trial.sample,
+                    "metrics": trial.metrics,
+                    "violation": trial.violation,
+                    "because": "constraint" if trial.violation > 0 else "dominated",
+                }
+                for trial in out
+            ],
+        }
+
     def _hypervolume(self, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the front's hypervolume, by the split that it was chosen on and by the test split, and the box."""
         evaluator = self.evaluator
-        box = objective_box(evaluator.supernet.space, evaluator.costs, evaluator.task.metric, self.objectives)
+        largest = {} if self.latency is None else {LATENCY: self.latency.meter.reference().ms}
+        box = objective_box(evaluator.supernet.space, evaluator.costs, evaluator.task.metric, self.objectives, largest)
         found = {
             split: hypervolume([point[key] for point in points], self.objectives, box.reference, box.ideal)
             for split, key in (("search", "metrics"), ("test", "test"))
@@ -231,6 +301,7 @@ class Search:
     def _point(self, trial: Trial, test: dict[str, float]) -> dict[str, Any]:
         task, metric = self.evaluator.task, self.evaluator.task.metric
         counts = {name: len(self.evaluator.data.split(name)) for name in ("search", "test")}
+        latency = {name: trial.metrics[name] for name in (LATENCY, TABLE_LATENCY) if name in trial.metrics}
         layers = [
             {**asdict(layer), "macs": layer.macs, "num_weights": layer.num_weights}
             for layer in self.evaluator.supernet.space.layers(trial.sample)
@@ -240,7 +311,7 @@ class Search:
             "sample": trial.sample,
             "metrics": trial.metrics,
             "standard_error": score_error(task, trial.metrics[metric], counts["search"]),
-            "test": {**test, "standard_error": score_error(task, test[metric], counts["test"])},
+            "test": {**test, **latency, "standard_error": score_error(task, test[metric], counts["test"])},
             "layers": layers,
         }
 

@@ -353,8 +353,13 @@ class SearchSpace(ABC):
 
     def layers(self, sample: Mapping[str, Value]) -> tuple[LayerSpec, ...]:
         """Return the layers that the sample makes, in the order of the data's way through them."""
-        described = ((site, site.describe(sample)) for site in self.sites)
-        return tuple(self._with_bits(site, spec, sample) for site, spec in described if spec is not None)
+        described = (self.layer(site, sample) for site in self.sites)
+        return tuple(layer for layer in described if layer is not None)
+
+    def layer(self, site: Site, sample: Mapping[str, Value]) -> LayerSpec | None:
+        """Return the layer that the sample makes of one site; ``None`` where it leaves the site out."""
+        spec = site.describe(sample)
+        return None if spec is None else self._with_bits(site, spec, sample)
 
     def _with_bits(self, site: Site, spec: LayerSpec, sample: Mapping[str, Value]) -> LayerSpec:
         w_label, a_label = self._bit_labels[site.name]

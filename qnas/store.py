@@ -15,6 +15,7 @@ RUN/
   insights.json          what good subnets prefer at each training stage
   ranks/                 comparisons of the supernet's ranking with training alone
   tensorboard/           events, by --tensorboard
+  latency/               tables of block latencies: the run's own, and copies of given ones
   exports/KEY/           model.onnx, packed.safetensors, export.json, verify.json; features.onnx, features.json
   exports/KEY-START-ID/  the same of a subnet that was trained by itself
   detectors/KEY-ID/      stages/, result.json of a detector on a subnet's features
@@ -55,6 +56,9 @@ CREATE TABLE IF NOT EXISTS trials (
 );
 CREATE TABLE IF NOT EXISTS searches (
     search TEXT PRIMARY KEY, settings TEXT NOT NULL, state TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS latencies (
+    latency_key TEXT PRIMARY KEY, value TEXT NOT NULL
 );
 """
 
@@ -242,6 +246,15 @@ class RunDirectory:
             (cache_key, config_key, split, _text(metrics), num_images, correct),
         )
 
+    def latency(self, key: str) -> dict[str, float] | None:
+        """Return a stored latency."""
+        row = self.database.execute("SELECT value FROM latencies WHERE latency_key = ?", (key,)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
+
+    def put_latency(self, key: str, value: Mapping[str, float]) -> None:
+        """Store a measured latency, once: what is stored already stays."""
+        self.database.execute("INSERT OR IGNORE INTO latencies VALUES (?, ?)", (key, _text(value)))
+
     def put_trial(self, search: str, number: int, trial: Trial, cache_key: str, state: State) -> None:
         """Store a trial and the search's state after it; inside :meth:`transaction`."""
         self.database.execute(
@@ -290,7 +303,8 @@ class RunDirectory:
     def canonical_dump(self) -> str:
         """Return every row of the database as text in a fixed order: equal runs, equal dumps."""
         lines = []
-        for table, order in (("evaluations", "cache_key"), ("trials", "search, number"), ("searches", "search")):
+        tables = {"evaluations": "cache_key", "trials": "search, number", "searches": "search"}
+        for table, order in {**tables, "latencies": "latency_key"}.items():
             for row in self.database.execute(f"SELECT * FROM {table} ORDER BY {order}"):
                 lines.append(table + "\t" + "\t".join(v.hex() if isinstance(v, bytes) else str(v) for v in row))
         return "\n".join(lines) + "\n"

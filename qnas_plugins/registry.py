@@ -187,6 +187,9 @@ def qnas_components() -> Iterable[ComponentSpec]:
         "ONNX Runtime on the CPU (embedded default)",
     )
     yield ComponentSpec(
+        "device", "openvino", "qnas_plugins.devices.openvino:OpenVino", "OpenVINO on the CPU (extra openvino)"
+    )
+    yield ComponentSpec(
         "recipe",
         "ofa-evolution",
         "qnas_plugins.recipes:OFA_EVOLUTION",

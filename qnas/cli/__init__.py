@@ -25,6 +25,7 @@ COMMANDS = (
     "export",
     "detect",
     "verify",
+    "profile",
     "report",
     "compare",
     "plugins",

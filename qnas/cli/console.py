@@ -67,6 +67,8 @@ class LineRecorder:
             text = f"search: {values['name']}, {values['evaluations']} predictions"
         elif event == "insights":
             text = f"insights: stage {values['stage']}, {values['total']} subnets"
+        elif event == "measuring":
+            text = f"latency: {values['name']}, {values['total']} nets to measure"
         elif event == "alone":
             text = f"alone: {values['number']}/{values['total']}, {', '.join(values['keys'])}"
         elif event == "phase" and values["state"] == "end":
@@ -147,6 +149,10 @@ class ProgressRecorder:
             self._begin(f"judge {values['stage']}", values["total"])
         elif event == "insight":
             self._advance("", "subnets", values["new"])
+        elif event == "measuring":
+            self._begin(f"latency of {values['name']}", values["total"])
+        elif event == "measured":
+            self._advance("", "nets", values["new"])
         elif event == "alone":
             self._prefix = f"{values['number']}/{values['total']} "
         elif event == "phase" and values["state"] != "start":
@@ -175,6 +181,7 @@ def print_front(front: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from qnas.constraints import plain_number
+    from qnas.latency.said import sentences
 
     metric = front["metric"]
     known = sorted(front["points"][0]["metrics"]) if front["points"] else []
@@ -211,10 +218,41 @@ def print_front(front: Mapping[str, Any]) -> None:
             f"Searched on {used['evaluations']:,} predictions of {used['name']} (held-out Kendall tau "
             f"{used['score']['kendall_tau']['value']:.3f}); the table is measured"
         )
+    for sentence in sentences(front):
+        click.echo(sentence)
     volume = front["hypervolume"]
     reference = ", ".join(f"{name} {value:g}" for name, value in volume["reference"].items())
     click.echo(
         f"Hypervolume {volume['search']:.4f} (search), {volume['test']:.4f} (test); reference point: {reference}"
+    )
+
+
+def print_latency_table(value: Mapping[str, Any]) -> None:
+    """Print what a table of latencies holds, and how its check came out."""
+    from rich.table import Table
+
+    from qnas.latency.said import device_said
+    from qnas.latency.table import MAX_ERROR, MIN_SPEARMAN
+
+    header, check, fit, blocks = value["header"], value["check"], value["fit"], value["blocks"]
+    table = Table(title=f"Latency of the blocks of {header['space']['name']}, {device_said(header)}")
+    table.title_justify = "left"
+    table.add_column("block")
+    for name in ("shapes", "fastest ms", "slowest ms"):
+        table.add_column(name, justify="right")
+    for block, keys in blocks.items():
+        found = [fit["slope"] * value["models"][model]["ms"] if model else 0.0 for model in keys.values()]
+        table.add_row(block, str(len(keys)), f"{min(found):.4f}", f"{max(found):.4f}")
+    stdout_console().print(table)
+    shapes, models = sum(map(len, blocks.values())), len(value["models"]) - 1  # less the one that computes nothing
+    click.echo(f"{shapes} blocks, {models} of them different; largest subnet {value['reference']['ms']:.4f} ms")
+    click.echo(f"Whole nets: {fit['intercept_ms']:.4f} ms + {fit['slope']:.4f} x sum of their blocks, as calibrated")
+    order = "no order to compare" if check["spearman"] is None else f"Spearman {check['spearman']:.4f}"
+    seen = "unseen subnets" if check["unseen"] else "subnets, measured once more (the space has no others)"
+    click.echo(
+        f"Check {'passed' if check['passed'] else 'FAILED'} on {check['subnets']} {seen}: {order} (at least "
+        f"{MIN_SPEARMAN}), mean relative error {check['mean_relative_error']:.2%} (at most {MAX_ERROR:.0%}), largest "
+        f"{check['largest_relative_error']:.2%}"
     )
 
 

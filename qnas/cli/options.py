@@ -220,7 +220,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("search.objectives",),
         SEARCHING,
         ("--objective",),
-        {"multiple": True, "metavar": "METRIC", "help": "accuracy or a cost; repeat for several."},
+        {"multiple": True, "metavar": "METRIC", "help": "accuracy, a cost or latency_ms; repeat for several."},
     ),
     "stage": (
         ("search.stages",),
@@ -233,6 +233,45 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         SEARCHING,
         ("--constraint",),
         {"multiple": True, "metavar": "TEXT", "help": 'Such as "bitops<=2e8"; repeat for several.'},
+    ),
+    "latency": (
+        ("latency.mode",),
+        SEARCHING,
+        ("--latency",),
+        {
+            "type": click.Choice(["measured", "table"]),
+            "help": "Where latency_ms is named: measure every subnet, or look its blocks up; a front is measured.",
+        },
+    ),
+    "latency_table": (
+        ("latency.table",),
+        SEARCHING,
+        ("--latency-table",),
+        {"metavar": "FILE", "help": "Table that `qnas profile` wrote; by default the run makes its own."},
+    ),
+    "latency_threads": (
+        ("latency.threads",),
+        SEARCHING,
+        ("--latency-threads",),
+        {"type": int, "help": "Threads of the device whose latency is measured."},
+    ),
+    "latency_batch": (
+        ("latency.batch",),
+        SEARCHING,
+        ("--latency-batch",),
+        {"type": int, "help": "Images of one inference whose latency is measured."},
+    ),
+    "latency_rounds": (
+        ("latency.rounds",),
+        SEARCHING,
+        ("--latency-rounds",),
+        {"type": int, "help": "Rounds in which nets are timed beside the reference."},
+    ),
+    "force": (
+        ("latency.force",),
+        SEARCHING,
+        ("--force",),
+        {"is_flag": True, "flag_value": True, "help": "Take a table whose check failed, or of another machine."},
     ),
 }
 _LISTS = {
@@ -297,6 +336,8 @@ def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     for flag in ("weight_quantizer", "act_quantizer"):  # the narrower flag wins over --quantizer
         if params.get(flag) is not None:
             found[f"quantization.{flag}"] = params[flag]
+    if isinstance(found.get("latency.table"), str):
+        found["latency.table"] = str(_absolute(found["latency.table"]))
     return found
 
 
@@ -379,6 +420,9 @@ def _refuse_idle_flags(config: RunConfig, flags: Mapping[str, Any]) -> None:
 
 
 def _with_absolute_path(config: RunConfig) -> RunConfig:
+    if config.latency.table is not None:
+        table = str(_absolute(config.latency.table))
+        config = config.model_copy(update={"latency": config.latency.model_copy(update={"table": table})})
     path = config.data.options.get("path")
     if config.data.name != FILES or not isinstance(path, str) or not path:
         return config
@@ -407,7 +451,7 @@ def refuse_changes(registry: Registry, stored: RunConfig, params: Mapping[str, A
     old = flat(stored.model_dump(mode="json", exclude_none=True))
     for name, value in data_settings(registry, flag_settings(params)).items():
         if old.get(name) != value:
-            searching = name.startswith("search.")
+            searching = name.startswith(("search.", "latency."))
             other = f"use `qnas search {path}` with it" if searching else "start a new run with another --out"
             raise ConfigError(
                 f"--resume cannot change {name}: the run in {path} has {old.get(name)!r}, given is {value!r}. "

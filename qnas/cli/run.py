@@ -31,6 +31,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas run --w-bits 2,3,4 --a-bits 2,3,4 --bits-granularity stage --evaluations 200
       qnas run --no-se --act relu --objective accuracy --objective size_bytes
       qnas run --constraint "bitops<=1e7" --out runs/tiny
+      qnas run --objective accuracy --objective latency_ms --constraint "latency_ms<=0.3"
       qnas run --config-file my.toml --set train.warmup=0.2
       qnas run --space module:mynet:make --space-option width=32
       qnas run --recipe nas-then-quantize
@@ -42,6 +43,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
     with open_session(params, quiet=quiet or as_json, together=True) as session:
         run = session.run
         session.say(f"Run directory: {run.store.path}")
+        run.profile()  # first: a space whose latencies cannot be told is found before hours of training
         run.train()
         again = run.config.retrain.points != "none"
         results = []

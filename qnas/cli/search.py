@@ -26,6 +26,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas search runs/a --strategy random --evaluations 100
       qnas search runs/a --stage 4-bit --stage 3-bit
       qnas search runs/a --objective accuracy --constraint "size_bytes<=60000"
+      qnas search runs/a --objective accuracy --objective latency_ms --latency table
     """
     from qnas.cli import console
     from qnas.cli.options import flag_settings
@@ -36,10 +37,10 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
     changes = {name: value for name, value in flag_settings(params).items() if name not in PLACEMENT}
     with open_session(params, quiet=quiet or as_json, together=True, placement=placement_of(params)) as session:
         for name in changes:
-            if not name.startswith("search."):
+            if not name.startswith(("search.", "latency.")):
                 raise ConfigError(
                     f"`qnas search` cannot change {name}: the supernet in {session.run.store.path} is trained with it. "
-                    "Only search.* can be set; start a new run for the rest."
+                    "Only search.* and latency.* can be set; start a new run for the rest."
                 )
         if "search.strategy" in changes and not any(name.startswith("search.options.") for name in changes):
             changes["search.options"] = {}

@@ -70,13 +70,37 @@ def export_onnx(
     Raises:
         ExportError: a part of the subnet has no counterpart in an integer graph.
     """
-    steps = trace(subnet)
-    model = _Exporter(steps).export(subnet, metadata, outputs)
-    content = model.SerializeToString()
+    built = build_model(subnet, metadata, outputs)
+    content = built.model.SerializeToString()
     path = Path(path)
     write_bytes(path, content)
-    operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
-    return ExportSummary(str(path), len(content), operators, tuple(steps.islands()))
+    operators = dict(sorted(Counter(node.op_type for node in built.model.graph.node).items()))
+    return ExportSummary(str(path), len(content), operators, tuple(built.steps.islands()))
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A subnet as an ONNX model, and where its nodes come from.
+
+    Attributes:
+        model: checked.
+        steps: of the subnet.
+        made_by: the position in ``steps.steps`` of the step that each node is of, by the node's name.
+    """
+
+    model: Any
+    steps: Trace
+    made_by: dict[str, int]
+
+
+def build_model(subnet: Subnet, metadata: Mapping[str, str], outputs: Shapes | None = None) -> BuiltModel:
+    """Return what :func:`export_onnx` writes.
+
+    Raises:
+        ExportError: a part of the subnet has no counterpart in an integer graph.
+    """
+    exporter = _Exporter(trace(subnet))
+    return BuiltModel(exporter.export(subnet, metadata, outputs), exporter.steps, exporter.made_by)
 
 
 def input_recipe(steps: Trace, resolution: int) -> dict[str, str]:
@@ -111,6 +135,7 @@ class _Exporter:
         self.steps = steps
         self.graph = GraphWriter()
         self.values: dict[str, _Value] = {}
+        self.made_by: dict[str, int] = {}
 
     def export(self, subnet: Subnet, metadata: Mapping[str, str], outputs: Shapes | None) -> Any:
         """Return the model; ``outputs`` are in the order of the trace's, the classifier's by default."""
@@ -141,10 +166,12 @@ class _Exporter:
             "squeeze-excite": self._squeeze_excite,
             "affine": self._affine,
         }
-        for step in steps.steps:
+        for number, step in enumerate(steps.steps):
             if step.kind not in emitters:
                 raise ExportError(f"{step.name!r} is {step.kind!r}, which is not exported. Export the features alone.")
+            before = len(self.graph.nodes)
             self.values[step.output] = emitters[step.kind](step)
+            self.made_by |= {node.name: number for node in self.graph.nodes[before:]}
         if outputs is None:
             outputs = {OUTPUT: ["N", layers[-1][1].spec.out_channels]}
         for value, name in zip(steps.outputs, outputs, strict=True):

@@ -19,6 +19,8 @@ LABELS = {
     "macs": "MACs",
     "size_bytes": "size",
     "num_weights": "weights",
+    "latency_ms": "latency",
+    "table_latency_ms": "latency by table",
 }
 
 

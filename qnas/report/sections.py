@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from qnas.latency.said import sentences
 from qnas.report import tables
 from qnas.report.charts import family, search_box
 from qnas.report.data import Json, ReportData, number, toml_safe
@@ -124,7 +125,8 @@ def front(data: ReportData) -> Markup:
         parts.append(tables.family_table(data, fronts))
     saves = [tag("button", f"Front as {kind.upper()}", type="button", data_save=kind) for kind in ("csv", "json")]
     downloads = tag("div", *saves, class_="controls scripted")
-    return join([*parts, tables.front_table(data), _ties_said(data), downloads], "\n")
+    latency = [tag("p", f"{said}.", class_="note") for said in sentences(data.front)]
+    return join([*parts, tables.front_table(data), *latency, _ties_said(data), downloads], "\n")
 
 
 def _ties_said(data: ReportData) -> Markup | None:

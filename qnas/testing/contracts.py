@@ -448,7 +448,7 @@ def check_recipe(path: Any) -> None:
 
 
 def check_device(cls: Callable[[], Device]) -> None:
-    """Executes an exported subnet and answers as the subnet does."""
+    """Executes an exported subnet and answers as the subnet does; executes it over and over."""
     from qnas.deploy import export_onnx
 
     device = cls()
@@ -459,8 +459,18 @@ def check_device(cls: Callable[[], Device]) -> None:
         export_onnx(subnet, path, metadata={})
         outputs = device.run(str(path), toy_images().numpy(), 5)
         operators = device.operators(str(path))
+        for batch in (1, 3):
+            infer, clock = device.prepare(str(path), batch, 1), device.clock(1)
+            start = clock()
+            for _ in range(3):
+                infer()
+            assert clock() > start, "a device's clock must count the time that an inference takes"
     with torch.no_grad():
         want = subnet(toy_images()).numpy()
     assert outputs.shape == want.shape, "a device must answer for every image"
     assert np.abs(outputs - want).max() <= 3 * 0.125, "a device must answer as the subnet does"
     assert sum(operators.values()) > 0, "a device must tell which operators it executes"
+    bits = device.native_bits
+    assert bits, "a device must say which bit-widths it has kernels for"
+    assert list(bits) == sorted(set(bits)), "bit-widths are different and ascending"
+    assert device.version, "a device must say its version"

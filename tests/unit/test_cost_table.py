@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -164,3 +166,62 @@ def test_costs_on_request_are_left_out_until_they_are_asked_for():
     models = {"layers": One(), "hidden": Hidden(), "other": Hidden()}
     assert list(costs.usual(models)) == ["layers"]
     assert list(costs.usual(models, ["hidden", "accuracy"])) == ["layers", "hidden"]
+
+
+class Blocks:
+    """A number for every block's shape; of the activations' bits it sees whether there are 4 or more."""
+
+    direction = "min"
+    unit = "ms"
+    on_request = True
+    offset = 7
+    divisor = 8
+
+    def __init__(self):
+        self.asked = []
+
+    def block_cost(self, block, layers):
+        self.asked.append(block)
+        return sum(Odd().layer_cost(layer) for layer in self.seen(layers)) * len(layers) + len(block)
+
+    def seen(self, layers):
+        return [replace(layer, w_bits=8, a_bits=self.bits_seen("a_bits", layer.a_bits)) for layer in layers]
+
+    def bits_seen(self, role, bits):
+        return 8 if role == "w_bits" or bits >= 4 else 3
+
+
+@pytest.mark.parametrize("granularity", ["network", "stage", "layer"])
+def test_a_cost_a_block_is_that_of_its_layers_together(granularity):
+    space = Awkward(QuantScheme((2, 3, 4), (2, 3, 4, 8), granularity))
+    model = Blocks()
+    table = CostTable(space, {"blocks": model, **MODELS})
+    asked = len(model.asked)
+    rows = space.draw(generator(0, "costs"), 300)
+    found = table.costs(rows)
+    for i, row in enumerate(rows):
+        layers = {layer.name: layer for layer in space.layers(space.sample(row))}
+        parts = {"alone": ["alone"], "stage1.a": ["first"], "stage1.b": ["second", "half"], "never": ["never"]}
+        sums = [
+            Blocks().block_cost(block, [layers[name] for name in names if name in layers])
+            for block, names in parts.items()
+            if any(name in layers for name in names)
+        ]
+        assert found["blocks"][i] == (sum(sums) + 7) / 8
+        assert costs.sample_costs(space, {"blocks": model}, space.sample(row))["blocks"] == found["blocks"][i]
+    assert asked < 1 + 3 * 2 + 2 * 3 * 2 * 4 + 1  # bits that are not told apart are not asked apart
+    np.testing.assert_array_equal(found["odd"], CostTable(space, MODELS).costs(rows)["odd"])
+
+
+def test_effects_of_a_cost_a_block_are_in_its_unit():
+    space = Awkward(QuantScheme((4,), (2, 8), "layer"))
+    table = CostTable(space, {"blocks": Blocks()})
+    sizes = [len(knob.choices) for knob in space.knobs]
+    rows = np.indices(sizes).reshape(len(sizes), -1).T
+    found, costs_of = table.effects("blocks"), table.costs(rows)["blocks"]
+    for position, size in enumerate(sizes):
+        for choice in range(size):
+            moved = costs_of[rows[:, position] == choice].mean() - costs_of.mean()
+            assert found[position][choice] == pytest.approx(moved)
+    weights = [space.position[knob.label] for knob in space.knobs if knob.role == "w_bits"]
+    assert not set(weights) & set(table.depends_on("blocks"))
