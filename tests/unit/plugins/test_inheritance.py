@@ -24,6 +24,7 @@ OPTIONS = {  # of each role: what changes the grid or what bit-widths share
         "activation": [{}, {"asymmetric": True}],
     },
     "robustquant": {"weight": [{}], "activation": [{}]},
+    "scale-predictor": {"weight": [{}]},
     "multiquant": {
         "weight": [{}, {"zero_point": "learned"}],
         "activation": [{}, {"zero_point": "learned"}],
