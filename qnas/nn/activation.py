@@ -85,8 +85,10 @@ class ActivationSite(nn.Module):
 
     @property
     def _in_float(self) -> bool:
+        if self.mode == "float":
+            return True
         assert self.spec is not None, f"site {self.name} is not active"
-        return self.mode == "float" or (self.output_bits is None and self.spec.a_bits == FLOAT_BITS)
+        return self.output_bits is None and self.spec.a_bits == FLOAT_BITS
 
     @property
     def _passes(self) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,23 +44,22 @@ class OpenVino:
             ExportError: the runtime cannot load the model.
             PluginError: OpenVINO is not installed.
         """
-        openvino = _openvino()
-        return self._compile(openvino.Core(), self._read(openvino, model_path), model_path, threads)
+        return self._compile(self._read(model_path), model_path, threads)
 
-    def _read(self, openvino: Any, model_path: str) -> Any:
+    def _read(self, model_path: str) -> Any:
         try:
-            return openvino.Core().read_model(str(model_path))
+            return _core().read_model(str(model_path))
         except RuntimeError as error:
             raise self._refusal(model_path, error) from error
 
-    def _compile(self, core: Any, model: Any, model_path: str, threads: int | None) -> Any:
+    def _compile(self, model: Any, model_path: str, threads: int | None) -> Any:
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": str(threads or self.threads),
             "NUM_STREAMS": "1",
         }
         try:
-            return core.compile_model(model, "CPU", settings)
+            return _core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise self._refusal(model_path, error) from error
 
@@ -81,13 +84,13 @@ class OpenVino:
     def prepare(self, model_path: str, batch: int, threads: int) -> Callable[[], None]:
         """Load a model for a fixed number of images and return what executes it once."""
         openvino = _openvino()
-        model, rng = self._read(openvino, model_path), np.random.default_rng(0)
+        model, rng = self._read(model_path), np.random.default_rng(0)
         shapes = {
             found: [size.get_length() if size.is_static else batch for size in found.partial_shape]
             for found in model.inputs
         }
         model.reshape(dict(shapes))
-        request = self._compile(openvino.Core(), model, model_path, threads).create_infer_request()
+        request = self._compile(model, model_path, threads).create_infer_request()
         for number, found in enumerate(model.inputs):
             codes = found.element_type == openvino.Type.u8
             values = rng.integers(0, 256, shapes[found]) if codes else rng.standard_normal(shapes[found])
@@ -102,6 +105,47 @@ class OpenVino:
     def clock(self, threads: int) -> Callable[[], float]:
         """Return the wall clock: OpenVINO computes in threads of its own."""
         return time.perf_counter
+
+
+def _core() -> Any:
+    """Return OpenVINO's core, the one of this process.
+
+    Raises:
+        PluginError: OpenVINO is not installed.
+    """
+    return _loaded_core(_openvino())
+
+
+@cache
+def _loaded_core(openvino: Any) -> Any:
+    """Return a core with its CPU plugin loaded.
+
+    The plugin gives the calling thread a stack for signals, and frees it when the last core and model are gone, in an
+    order that leaves the thread with one that is no more: the next signal that Python handles, as that of a child which
+    ends, kills the process (OpenVINO 2026.4). So this core stays, and the thread keeps the stack that it had before.
+    """
+    core = openvino.Core()
+    with _same_signal_stack():
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return core
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _same_signal_stack() -> Iterator[None]:
+    """Give this thread the stack for signals back that it had, where the system has such stacks."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    before = _SignalStack()
+    if libc is not None:
+        libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.sigaltstack(ctypes.byref(before), None)
 
 
 def _openvino() -> Any:

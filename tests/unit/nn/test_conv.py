@@ -33,3 +33,21 @@ def test_any_padding_and_groups(kernel, padding, groups):
     b = torch.randn(8, generator=rng)
     want = F.conv2d(x, w, b, 2, kernel // 2 if padding is None else padding, 1, groups)
     torch.testing.assert_close(convolve(x, w, b, 2, groups, padding), want)
+
+
+@pytest.mark.parametrize("padding", [None, 0, 1])
+@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (4, 4), (16, 1)])
+def test_strided_convolutions_of_single_pixels(channels, groups, padding):
+    """Computed on the pixels that they look at: the same values and gradients, in any layout."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, 7, 7, generator=rng, dtype=torch.float64)
+    w = torch.randn(8, channels // groups, 1, 1, generator=rng, dtype=torch.float64)
+    results = []
+    for function in (convolve, lambda x, w, b, s, g, p: F.conv2d(x, w, b, s, p or 0, 1, g)):
+        a = x.clone().requires_grad_()
+        b = w.clone().requires_grad_()
+        y = function(a, b, None, 2, groups, padding)
+        (y**3).sum().backward()
+        results.append((y.detach(), a.grad, b.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -27,3 +28,26 @@ def test_clocks_are_those_that_see_the_work():
 
 def test_neither_has_kernels_below_8_bits():
     assert OnnxRuntime.native_bits == OpenVino.native_bits == (8,)
+
+
+def test_a_child_may_end_after_openvino_was_used(tmp_path):
+    """OpenVINO leaves a thread with a stack for signals that is no more, on which Python's handler would run."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    code = """
+import gc, signal, subprocess, sys
+import numpy as np, onnx
+from onnx import TensorProto, helper
+from qnas_plugins.devices.openvino import OpenVino
+shape = ["N", 3]
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), sys.argv[1])
+for _ in range(3):
+    assert OpenVino().run(sys.argv[1], -np.ones((2, 3), np.float32), 1).max() == 0
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.onnx")], capture_output=True, text=True)
+    assert done.stdout == "alive\n", done.stderr
