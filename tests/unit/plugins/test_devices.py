@@ -34,17 +34,28 @@ def test_a_child_may_end_after_openvino_was_used(tmp_path):
     """OpenVINO leaves a thread with a stack for signals that is no more, on which Python's handler would run."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     code = """
-import gc, signal, subprocess, sys
+import ctypes, gc, signal, subprocess, sys
 import numpy as np, onnx
 from onnx import TensorProto, helper
-from qnas_plugins.devices.openvino import OpenVino
+from qnas_plugins.devices.openvino import OpenVino, _SignalStack
+def stack():
+    found = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.flags, found.pointer
+before = stack()
 shape = ["N", 3]
 x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
 graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
 onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), sys.argv[1])
+held = []
 for _ in range(3):
+    held.append(OpenVino().prepare(sys.argv[1], 1, 1))
+    held[-1]()
     assert OpenVino().run(sys.argv[1], -np.ones((2, 3), np.float32), 1).max() == 0
+while held:
+    held.pop(0)
     gc.collect()
+assert stack() == before
 signal.signal(signal.SIGCHLD, lambda *_: None)
 subprocess.run([sys.executable, "-c", ""], check=True)
 print("alive")
