@@ -15,6 +15,7 @@ from typing import Any
 
 from common import arguments, write
 
+from qnas.config import MODULE_SPACE
 from qnas.costs import CostTable, sample_costs
 from qnas.plugins import Registry, load_registry
 from qnas.rng import generator
@@ -30,6 +31,8 @@ def spaces(registry: Registry) -> dict[str, SearchSpace]:
     scheme = QuantScheme((2, 3, 4), (2, 3, 4), "layer")
     found = {}
     for name in registry.names("space"):
+        if name == MODULE_SPACE:  # of a user's network
+            continue
         cls = registry.load("space", name)
         sizes = IMAGES if "size" in inspect.signature(cls).parameters else {"small": IMAGES["small"]}
         for size, pixels in sizes.items():
