@@ -16,8 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qnas.latency.nets import LatencyNets, random_images
-from qnas.latency.timing import TimingSettings, time_models, time_reference
 from shared import table
 
 from qnas import components
@@ -25,6 +23,8 @@ from qnas.config import load_config
 from qnas.deploy.onnx_export import build_model
 from qnas.environment import processor
 from qnas.files import write_bytes, write_json, write_text
+from qnas.latency.nets import LatencyNets, random_images
+from qnas.latency.timing import TimingSettings, time_models, time_reference
 from qnas.plugins import load_registry
 
 NETS = {
