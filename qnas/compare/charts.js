@@ -9,7 +9,9 @@
   const split = document.getElementById("split");
   const costs = data.runs.flatMap((run) => run.points.map((point) => point.metrics[data.cost])).filter((v) => v != null);
   const low = Math.min(...costs);
-  const scale = low > 0 && Math.max(...costs) > 5 * low ? { type: "log", tickformat: "~s", dtick: "D2" } : { tickformat: "~s" };
+  const high = Math.max(...costs);
+  const tickformat = high < 1000 ? "~g" : "~s"; // no prefixes such as "m" before a unit of its own
+  const scale = low > 0 && high > 5 * low ? { type: "log", tickformat, dtick: "D2" } : { tickformat };
   const across = () => axis(escape(metric(data.cost).axis), scale);
   const up = (which) => axis(`${escape(metric(data.metric).label)} (${which} split)`, { tickformat: ".1~%" });
 

@@ -44,7 +44,8 @@
     const values = entries.map((entry) => read(entry, name));
     const [low, high] = [Math.min(...values), Math.max(...values)];
     if (metric(name).fraction) return axis(label(name), { tickformat: ".1~%" });
-    return axis(label(name), low > 0 && high > 5 * low ? { type: "log", tickformat: "~s", dtick: "D2" } : { tickformat: "~s" });
+    const tickformat = high < 1000 ? "~g" : "~s"; // no prefixes such as "m" before a unit of its own
+    return axis(label(name), low > 0 && high > 5 * low ? { type: "log", tickformat, dtick: "D2" } : { tickformat });
   }
 
   function frontTraces(x, y, shade) {

@@ -80,8 +80,9 @@ def family(data: ReportData) -> list[Json]:
 
 def metric_shown(name: str, score: str, split: str) -> Json:
     """Return how a metric is shown: its name in lists, its name at an axis, whether it is a fraction."""
+    units = {"bytes": " (bytes)", "ms": " (ms)"}
     fraction = name == score or "accuracy" in name
-    unit = f" ({split} split)" if fraction else " (bytes)" if name.endswith("bytes") else ""
+    unit = f" ({split} split)" if fraction else units.get(name.rpartition("_")[2], "")
     return {"name": name, "label": label(name), "axis": label(name) + unit, "fraction": fraction}
 
 
