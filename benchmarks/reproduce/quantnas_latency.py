@@ -31,7 +31,7 @@ NETS = {
     "MobileNetV2": {"name": "mbv2", "options": {"elastic": False}},
     "MobileNetV3, ReLU, no squeeze-excite": {
         "name": "mbv3",
-        "options": {"se": False, "act": "relu", "kernels": 3, "expansions": 6, "depths": 4},
+        "options": {"se": False, "act": "relu", "kernels": 3, "expansions": 6, "depths": 4, "resolutions": 224},
     },
     "ResNet-18": {"name": "resnet18", "options": {"elastic": False}},
 }
@@ -59,7 +59,7 @@ def model(space: dict[str, Any], form: str, size: int, folder: Path) -> Path:
     registry = load_registry()
     config = load_config(
         {
-            "space": {**space, "options": {**space["options"], "resolutions": size}},
+            "space": space,
             "quantization": {
                 "w_bits": [8],
                 "a_bits": [8],

@@ -36,7 +36,7 @@ def step_of(processes, folding, quantizer):
     torch.set_num_threads(1)
     config = load_config(
         {
-            "seed": 1,
+            "seed": 2,  # of seed 1 a channel of the background is 1e-15 from 0, where a gradient is cut to either side
             "compile": False,
             "space": {"options": {"se": False, "depths": (1,), "kernels": (3,), "resolutions": (16,)}},
             "quantization": {"weight_quantizer": quantizer, "act_quantizer": quantizer, "folding": folding},
