@@ -253,9 +253,11 @@ def _training(run: Run, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def ranks(run: Run, quick: bool) -> Json:
-    """Return how random subnets rank with the scales that the arm gives, shared ones, and fitted ones.
+    """Return how random subnets rank with the scales that the arm gives and shared ones, against what is best for each.
 
-    Accuracies on the search split; ``shared`` are those of the supernet's statistics, which for LSQ are the given ones.
+    Accuracies on the search split. ``shared`` scales are those of the supernet's statistics, which for LSQ are the
+    given ones. The best are ``fitted`` by least squares, or ``tuned``: trained from the given ones, weights and
+    statistics standing still.
     """
     evaluator = run.stages.evaluator()
     samples = draw_distinct(evaluator.supernet.space, sizes(quick)["ranks"], run.config.seed)
@@ -267,9 +269,17 @@ def ranks(run: Run, quick: bool) -> Json:
         judge = copy.copy(evaluator)
         judge.calibrators = tuple(calibrators)
         found["accuracies"][name] = [judge.evaluate(sample, "search").metrics[metric] for sample in samples]
+    tuned = []
+    for sample in samples:
+        subnet = _calibrated(evaluator, sample)
+        start = _scales(subnet, ScalePredictorCalibrator())
+        trained = _tuned(run, evaluator, sample, subnet, start, sizes(quick)["tuning steps"])
+        tuned.append(_accuracy(evaluator, sample, trained))
+    found["accuracies"]["tuned"] = tuned
     for name in ("given", "shared"):
-        tau = kendall(found["accuracies"][name], found["accuracies"]["fitted"])
-        found["tau"][name] = {"value": tau.value, "low": tau.low, "high": tau.high}
+        for best in ("fitted", "tuned"):
+            tau = kendall(found["accuracies"][name], found["accuracies"][best])
+            found["tau"][f"{name}, {best}"] = {"value": tau.value, "low": tau.low, "high": tau.high}
     return found
 
 

@@ -69,16 +69,19 @@ def _scales(summary: Json) -> str:
 
 
 def _ranks(seeds: Json, summary: Json) -> str:
+    kinds = ("given", "shared", "fitted", "tuned")
+    taus = ("given, fitted", "shared, fitted", "given, tuned", "shared, tuned")
     rows: list[Sequence[str]] = []
     for arm, entry in summary.items():
-        accuracies = (_mean(entry[f"accuracy, {name}"], 1, 100) for name in ("given", "shared", "fitted"))
-        rows.append([arm, *accuracies, *(_mean(entry[f"tau, {name}"], 2) for name in ("given", "shared"))])
+        accuracies = (_mean(entry[f"accuracy, {name}"], 1, 100) for name in kinds)
+        rows.append([arm, *accuracies, *(_mean(entry[f"tau, {name}"], 2) for name in taus)])
         for number, seed in seeds.items():
             tau = seed["arms"][arm].get("ranks", {}).get("tau")
             if tau:
-                cells = [f"{t['value']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in (tau["given"], tau["shared"])]
-                rows.append([f"{arm}, seed {number}", "", "", "", *cells])
-    header = ["arm", "accuracy, given scales, %", "supernet's, %", "fitted, %", "tau, given", "tau, supernet's"]
+                cells = (f"{tau[t]['value']:.2f} [{tau[t]['low']:.2f}, {tau[t]['high']:.2f}]" for t in taus)
+                rows.append([f"{arm}, seed {number}", *("" for _ in kinds), *cells])
+    header = ["arm", "accuracy, given scales, %", "supernet's, %", "fitted, %", "tuned, %"]
+    header += [f"tau, {said}" for said in ("given, fitted", "supernet's, fitted", "given, tuned", "supernet's, tuned")]
     return table(header, rows)
 
 

@@ -98,7 +98,7 @@ def test_quantnas(tmp_path):
     assert like["batch"]["error"] < like["moving"]["error"]
     for arm in ("shared-8", "predicted-8", "shared-4", "predicted-4"):
         assert min(found[arm]["scales"]["spread"].values()) >= 1
-        assert set(found[arm]["ranks"]["accuracies"]) == {"given", "shared", "fitted"}
+        assert set(found[arm]["ranks"]["accuracies"]) == {"given", "shared", "fitted", "tuned"}
     shared = found["shared-8"]["ranks"]["accuracies"]
     assert shared["given"] == shared["shared"]  # a learned scale is one for all subnets
     assert found["predicted-8"]["front"]["points"]
