@@ -22,7 +22,6 @@ trains; ``--quick`` asks whether it runs: one seed, few images, on embedded digi
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import multiquant_claims as claims
@@ -46,22 +45,6 @@ RIVALS = ("anyprecision", "robustquant")
 ARMS = (*QAT, *SUPERVISIONS, *RIVALS)
 SHARED_STAGES = {"anyprecision": 0, "robustquant": 1}  # of the base's two; the others take both
 PARTS = ("train", "uniform", "competition", "mixed")
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
-    parser.add_argument("--work", type=Path, help="folder of the runs; by default one in runs/")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
-    parser.add_argument("--out", type=Path, help="JSON, with tables beside it; benchmarks/results/, or WORK if quick")
-    args = parser.parse_args()
-    args.work = args.work or Path("runs") / ("reproduce-multiquant-quick" if args.quick else "reproduce-multiquant")
-    results = args.work if args.quick else Path(__file__).parents[1] / "results"
-    args.out = args.out or results / "multiquant.json"
-    return args
 
 
 def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
@@ -152,7 +135,7 @@ def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = parse()
+    args = shared.parse(__doc__, "multiquant", PARTS, ARMS)
     seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
     shared.report(seeds, lambda seed: reproduce(args, seed), claims.summary, tables.markdown, args.out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -11,6 +12,24 @@ from typing import Any
 
 from qnas.files import write_json, write_text
 from qnas.statistics import mean_interval
+
+
+def parse(description: str | None, name: str, parts: Sequence[str], arms: Sequence[str] = ()) -> argparse.Namespace:
+    """Return a script's arguments; ``name`` is that of its results, ``arms`` what of its trainings can be chosen."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
+    parser.add_argument("--work", type=Path, help="folder of the runs; by default one in runs/")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--parts", default=",".join(parts), help=f"of {', '.join(parts)}")
+    if arms:
+        parser.add_argument("--arms", default=",".join(arms), help=f"of {', '.join(arms)}")
+    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
+    parser.add_argument("--out", type=Path, help="JSON, with tables beside it; benchmarks/results/, or WORK if quick")
+    args = parser.parse_args()
+    args.work = args.work or Path("runs") / f"reproduce-{name}{'-quick' if args.quick else ''}"
+    results = args.work if args.quick else Path(__file__).parents[1] / "results"
+    args.out = args.out or results / f"{name}.json"
+    return args
 
 
 def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

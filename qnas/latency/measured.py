@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from qnas.latency.nets import LatencyNets
@@ -75,8 +76,14 @@ class LatencyMeter:
 
     def _reference(self, folder: str) -> str:
         path = Path(folder) / "reference.onnx"
-        path.write_bytes(self.nets.build(self.nets.space.highest()).model.SerializeToString())
+        path.write_bytes(self._largest)
         return str(path)
+
+    @cached_property
+    def _largest(self) -> bytes:
+        """The model of the space's largest subnet, beside which all others are timed."""
+        model: bytes = self.nets.build(self.nets.space.highest()).model.SerializeToString()
+        return model
 
     def _measure(self, piece: Mapping[str, Mapping[str, Value]]) -> None:
         """Measure subnets that are not stored and store all of them at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -250,7 +250,7 @@ class BatchGridQuantize(GridQuantize):
         super().__init__(name, cut(quantizer.export(ctx), upper), relu=relu)
         self.upper = upper
         self._ctx = ctx
-        self._quantizer: list[Any] = [quantizer]  # in a list: not a submodule, it stays the supernet's
+        self._quantizer = [quantizer]  # in a list: not a submodule, it stays the supernet's
         self._ranges: list[Tensor] = []
 
     def start_calibration(self) -> None:

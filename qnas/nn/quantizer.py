@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qnas.errors import PluginError
 from qnas.nn.grid import Grid
 from qnas.nn.ranks import Ranks
 from qnas.space import Knob, Site, Value
@@ -81,9 +82,6 @@ class Quantizer(nn.Module, ABC):
         ranks: the processes that share the batch; state that follows activations must be reduced over them.
         calibrators: names of what adjusts a subnet after its batch normalisation, before it is judged; they run where
             the user names none.
-        follows_batches: of activations: whether the range is each batch's in training, so that every subnet has its own
-            once it is calibrated. It has then ``batch_range(x) -> Tensor``, of which calibration takes the mean over
-            batches, and ``range_grid(mean, ctx) -> AffineGrid``.
         needs_folding: of weights: whether it makes sense only where batch normalisation is folded in training.
     """
 
@@ -91,8 +89,34 @@ class Quantizer(nn.Module, ABC):
     absorbs_relu: bool = False
     per_channel: bool = False
     calibrators: tuple[str, ...] = ()
-    follows_batches: bool = False
     needs_folding: bool = False
+
+    @property
+    def follows_batches(self) -> bool:
+        """Whether activations have the range of their batch in training, and each subnet its own once calibrated."""
+        return type(self).batch_range is not Quantizer.batch_range
+
+    def batch_range(self, x: Tensor) -> Tensor:
+        """Return what the grid of activations ``[N, C, ...]`` follows from; calibration takes the mean over batches.
+
+        Raises:
+            PluginError: this quantizer's grid does not follow batches.
+        """
+        raise self._no_batches()
+
+    def range_grid(self, extremes: Tensor, ctx: SiteContext) -> Grid:
+        """Return the grid that follows from a :meth:`batch_range`, or from the mean of several.
+
+        Raises:
+            PluginError: this quantizer's grid does not follow batches.
+        """
+        raise self._no_batches()
+
+    def _no_batches(self) -> PluginError:
+        return PluginError(
+            f"Quantizer {type(self).__name__} at {self.site.name!r} has a grid that does not follow batches. "
+            "Give it batch_range() and range_grid(), or do not ask for them."
+        )
 
     @property
     def takes_ranges(self) -> bool:
@@ -162,8 +186,6 @@ class Quantizer(nn.Module, ABC):
         Raises:
             PluginError: this quantizer has no range to set.
         """
-        from qnas.errors import PluginError
-
         raise PluginError(
             f"Quantizer {type(self).__name__} at {self.site.name!r} takes no range from a calibrator. "
             "Leave --calibrator out, or choose another quantizer."
@@ -175,8 +197,6 @@ class Quantizer(nn.Module, ABC):
         Raises:
             PluginError: this quantizer has no such rule.
         """
-        from qnas.errors import PluginError
-
         raise PluginError(
             f"Quantizer {type(self).__name__} at {self.site.name!r} declares no rule to carry {high} bits to {low}. "
             "Choose a quantizer that does, or train the lower bit-width from data."

@@ -36,7 +36,6 @@ class BatchQuant(Quantizer):
     """
 
     roles = frozenset({"activation"})
-    follows_batches = True
 
     def __init__(self, site: QuantizerSite) -> None:
         super().__init__(site)
