@@ -120,14 +120,13 @@ def build_space(registry: Registry, config: RunConfig, data: Data, run_directory
         run_directory: that the configuration is from: no code is imported out of it.
     """
     quantization = config.quantization
-    classes = [
-        quantizer_class(registry, quantization.weight_quantizer, "weight"),
-        quantizer_class(registry, quantization.act_quantizer, "activation"),
-    ]
+    weights = quantizer_class(registry, quantization.weight_quantizer, "weight")
+    asked = [(weights, quantization.weight_options)]
+    asked.append((quantizer_class(registry, quantization.act_quantizer, "activation"), quantization.act_options))
 
     def site_knobs(site: Site) -> Iterable[Knob]:
-        seen = dict.fromkeys(classes)  # one class in both roles adds its knobs once
-        return [knob for cls in seen for knob in cls.knobs(site)]
+        found = [knob for cls, options in asked for knob in cls.knobs(site, **options)]
+        return dict.fromkeys(found)  # one class in both roles adds its knobs once
 
     scheme = QuantScheme(
         quantization.w_bits,
@@ -135,7 +134,7 @@ def build_space(registry: Registry, config: RunConfig, data: Data, run_directory
         quantization.granularity,
         site_knobs=site_knobs,
         conv_only=quantization.quantize == "conv-only",
-        w_zero_points=classes[0].has_weight_zero_points(**quantization.weight_options),
+        w_zero_points=weights.has_weight_zero_points(**quantization.weight_options),
     )
     source, options = module_source(config), config.space.options
     given: dict[str, Any]

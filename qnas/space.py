@@ -50,12 +50,15 @@ class Knob:
         choices: JSON and TOML safe, from the cheapest to the most expensive.
         role: ``architecture``, ``w_bits``, ``a_bits`` or ``quantizer``.
         active_if: all must hold, else the knob changes nothing.
+        private: what each choice of a quantizer's knob has for itself in the layers whose input it changes: ``norm``
+            (batch normalisation), ``conv`` (the weights and their quantizer).
     """
 
     label: str
     choices: tuple[Value, ...]
     role: str = "architecture"
     active_if: tuple[Condition, ...] = ()
+    private: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.label or "/" in self.label:
@@ -78,6 +81,8 @@ class Site:
         stage, block: the groups for coarser bit granularities; ``None`` groups the site by itself.
         w_bits, a_bits: bit-widths that are not searched; ``None`` takes them from the scheme's knobs.
         active_if: when the site exists, as conditions for the knobs that belong to it alone.
+        branch: the name under which a quantizer of the input may offer several branches to choose among (BASQ); sites
+            of one name have one choice together, and exist together. ``None`` where there is nothing to choose.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Site:
     w_bits: int | None = None
     a_bits: int | None = None
     active_if: tuple[Condition, ...] = ()
+    branch: str | None = None
 
     def group(self, granularity: str) -> str | None:
         """Return the prefix of this site's bit knobs; ``None`` for the whole network."""
@@ -103,7 +109,8 @@ class QuantScheme:
         w_bits, a_bits: bit-widths to choose among, ascending.
         granularity: how many layers share one bit-width: one of :data:`GRANULARITIES`.
         edge_bits: weights and activations of the first and last layer, and the tensors that are only put on a grid.
-        site_knobs: what the quantizers add for a site; labels read ``site.plugin.name``.
+        site_knobs: what the quantizers add for a site; labels read ``site.plugin.name``, or ``branch.plugin.name`` for
+            the sites of one branch name together.
         w_zero_points: whether quantized weights have zero points.
         conv_only: whether everything but convolutions stays in float: sums, pooling, the classifier.
     """
@@ -186,13 +193,21 @@ class SearchSpace(ABC):
         if self.scheme.site_knobs is None:
             return ()
         labels = []
-        for knob in self.scheme.site_knobs(site):
-            if not knob.label.startswith(f"{site.name}.") or knob.label in knobs:
+        for asked in self.scheme.site_knobs(site):
+            knob = replace(asked, active_if=(*site.active_if, *asked.active_if))
+            shared = site.branch is not None and knob.label.startswith(f"{site.branch}.")
+            known = knobs.get(knob.label)
+            if not (shared or knob.label.startswith(f"{site.name}.")) or (known is not None and not shared):
                 raise ConfigError(
                     f"A quantizer's knob for site {site.name!r} must be labelled '{site.name}.<plugin>.<name>' and be "
                     f"new; given: {knob.label!r}."
                 )
-            knobs[knob.label] = replace(knob, active_if=(*site.active_if, *knob.active_if))
+            if known is not None and known != knob:
+                raise ConfigError(
+                    f"Knob {knob.label!r} is offered by several sites, but not alike: {known} and {knob}. Sites of one "
+                    "branch name must exist together, and their quantizers offer the same choices."
+                )
+            knobs[knob.label] = knob
             labels.append(knob.label)
         return tuple(labels)
 
@@ -390,6 +405,11 @@ class SearchSpace(ABC):
     def site_values(self, site: str, sample: Mapping[str, Value]) -> dict[str, Value]:
         """Return the values of the knobs that quantizers added for a site, by their full labels."""
         return {label: sample[label] for label in self._site_labels[site]}
+
+    def private_knobs(self, site: str, part: str) -> tuple[Knob, ...]:
+        """Return the knobs of quantizers at a site each of whose choices has ``part`` for itself (``Knob.private``)."""
+        knobs = (self.knobs[self.position[label]] for label in self._site_labels[site])
+        return tuple(knob for knob in knobs if part in knob.private)
 
     def resolution(self, sample: Mapping[str, Value]) -> int:
         """Return the height and width of the input images of this sample, in pixels."""

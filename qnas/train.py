@@ -219,11 +219,18 @@ class Trainer:
 
     @torch.no_grad()
     def _start_quantizers(self, roles: Sequence[str]) -> None:
-        """Let the quantizers of these roles start from what passes through the stage's largest subnet."""
+        """Let the quantizers of these roles start from what passes through the stage's largest subnet.
+
+        Where quantizers have choices of their own (branches), each choice once, the last ones last.
+        """
+        images = self.batches.start_images(self.settings.start_images, self.settings.seed)
+        highest = self.view.highest()
+        own = [knob for knob in self.view.knobs if knob.role == "quantizer"]
         self.supernet.train()
-        self.supernet.activate(self.view.highest())
-        self.supernet.set_mode("start", roles)
-        self.supernet(self.batches.start_images(self.settings.start_images, self.settings.seed))
+        for i in range(max((len(knob.choices) for knob in own), default=1) - 1, -1, -1):
+            self.supernet.activate({**highest, **{k.label: k.choices[max(0, len(k.choices) - 1 - i)] for k in own}})
+            self.supernet.set_mode("start", roles)
+            self.supernet(images)
 
     @torch.no_grad()
     def _calibrate(self, stage: Stage) -> None:

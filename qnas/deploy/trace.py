@@ -14,7 +14,7 @@ from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
 from qnas.nn.features import FloatHead
 from qnas.nn.graph import Concat, Flatten, Product, SelectChannels, Unflatten
-from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer
+from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer, SubnetNorm
 
 FLOAT_MODULES: dict[type[nn.Module], str] = {
     HardSwish: "h-swish",
@@ -153,7 +153,7 @@ class Trace:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaves = (SubnetLayer, GridQuantize, FloatHead, *FLOAT_MODULES, *CODE_MODULES, *GRID_MODULES)
+        leaves = (SubnetLayer, SubnetNorm, GridQuantize, FloatHead, *FLOAT_MODULES, *CODE_MODULES, *GRID_MODULES)
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -163,10 +163,11 @@ def trace(subnet: Subnet) -> Trace:
     Raises:
         ExportError: it is not folded, or holds an operation that has no counterpart in an integer graph.
     """
-    for layer in subnet.subnet_layers():
-        if layer.bn is not None:
+    for module in subnet.modules():
+        if isinstance(module, (SubnetLayer, SubnetNorm)) and module.bn is not None:
+            name = module.spec.name if isinstance(module, SubnetLayer) else module.name
             raise ExportError(
-                f"Layer {layer.spec.name!r} still has its batch normalisation. Call fold() on the subnet before export."
+                f"Layer {name!r} still has its batch normalisation. Call fold() on the subnet before export."
             )
     try:
         graph = _Tracer().trace(subnet)
@@ -232,6 +233,9 @@ class _Builder:
             return self._layer(module, x, node.name)
         if isinstance(module, (GridQuantize, nn.ReLU, nn.Hardtanh)):
             return self._activation(module, x, node.name)
+        if isinstance(module, SubnetNorm):
+            assert module.affine is not None
+            return self._step("affine", module.name, (x,), node.name, module.affine)
         if isinstance(module, (FloatSqueezeExcite, ChannelAffine)):
             name = module.name
             return self._step(FLOAT_MODULES[type(module)], name, (x,), node.name, module)

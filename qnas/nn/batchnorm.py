@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qnas.nn.ranks import Ranks
+from qnas.space import Knob, Value
 
 EPS = 1e-5
 MOMENTUM = 0.1
 
 
+def bank_keys(knobs: Sequence[Knob]) -> list[str]:
+    """Return the keys of the banks for every combination of these knobs' choices; one, ``""``, without knobs."""
+    return ["|".join(map(str, values)) for values in itertools.product(*(knob.choices for knob in knobs))]
+
+
+def bank_of(knobs: Sequence[Knob], sample: Mapping[str, Value]) -> str:
+    """Return the key of a sample's bank."""
+    return "|".join(str(sample[knob.label]) for knob in knobs)
+
+
 class ElasticBatchNorm(nn.Module):
     """Batch normalisation over a prefix of the channels, with one bank of parameters and statistics a key.
 
-    A bank is chosen by the value of any knob (a quantizer's branch, a bit-width); without one there is a single bank.
+    A bank is chosen by the values of any knobs (a quantizer's branch, a bit-width); without any there is a single bank.
     In training the current batch's statistics are used; the running ones are kept for folding policies that want
     them. A subnet is never judged with them: it is recalibrated. Several processes normalise with the statistics of
     their whole batch, as one process would.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.activation import ActivationSite, Observe
 from qnas.nn.active import ActiveSubnet
-from qnas.nn.batchnorm import EPS, ElasticBatchNorm
+from qnas.nn.batchnorm import EPS, ElasticBatchNorm, bank_keys, bank_of
 from qnas.nn.conv import convolve
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.quantizer import Quantizer, SiteContext
@@ -45,7 +45,9 @@ class ElasticConv(nn.Module):
         eps: of batch normalisation.
         unit: weights start at 1, as those of a depthwise 1x1 layer that stands for its batch normalisation alone.
         folding: policy for it in training.
-        bank_knob: any knob of the space, each of whose choices has a batch normalisation of its own.
+        bank_knobs: any knobs of the space; each combination of their choices has a batch normalisation of its own.
+        private_knob: each of its choices has weights of its own, and a quantizer for them.
+        private_quantizers: of the weights of its second choice and those that follow.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class ElasticConv(nn.Module):
         eps: float = EPS,
         unit: bool = False,
         folding: FoldingPolicy | None = None,
-        bank_knob: Knob | None = None,
+        bank_knobs: Sequence[Knob] = (),
         raw_site: ActivationSite | None = None,
+        private_knob: Knob | None = None,
+        private_quantizers: Sequence[Quantizer] = (),
     ) -> None:
         super().__init__()
         self.name = name
@@ -87,11 +91,14 @@ class ElasticConv(nn.Module):
         self.transforms = nn.ParameterDict(
             {str(k): nn.Parameter(torch.eye(k * k)) for k in self.kernels[:-1]}  # from the next larger kernel
         )
-        self.initialise(out_channels, largest)
-        banks = [""] if bank_knob is None else [str(choice) for choice in bank_knob.choices]
-        self.bn = ElasticBatchNorm(out_channels, banks, eps) if norm and not linear else None
-        self.bank_knob = bank_knob
+        self.bn = ElasticBatchNorm(out_channels, bank_keys(bank_knobs), eps) if norm and not linear else None
+        self.bank_knobs = tuple(bank_knobs)
         self.weight_quantizer = weight_quantizer
+        self.private_knob = private_knob
+        self.private_quantizers = nn.ModuleList(private_quantizers)
+        self.private_weights = nn.ParameterList(nn.Parameter(torch.empty_like(self.weight)) for _ in private_quantizers)
+        self.initialise(out_channels, largest)
+        self._private = 0  # position of the active choice of the private knob
         self.input = input_site
         self.output = output_site
         self.raw = raw_site
@@ -103,22 +110,36 @@ class ElasticConv(nn.Module):
 
     def initialise(self, out_channels: int, kernel: int) -> None:
         """Draw the weights for a layer of this size (He et al. 2015; the fan-out of one channel where depthwise)."""
+        for weight in (self.weight, *self.private_weights):
+            self._draw(weight, out_channels, kernel)
+
+    def _draw(self, weight: Tensor, out_channels: int, kernel: int) -> None:
         if self.linear:
-            nn.init.normal_(self.weight, 0.0, 0.01)
+            nn.init.normal_(weight, 0.0, 0.01)
             return
         if self.unit:
-            nn.init.ones_(self.weight)
+            nn.init.ones_(weight)
             return
-        nn.init.normal_(self.weight, 0.0, (2.0 / (out_channels // self.groups * kernel**2)) ** 0.5)
+        nn.init.normal_(weight, 0.0, (2.0 / (out_channels // self.groups * kernel**2)) ** 0.5)
         if self.depthwise:  # drawn anew, so that a seed's weights are those of earlier versions
-            nn.init.normal_(self.weight, 0.0, (2.0 / kernel**2) ** 0.5)
+            nn.init.normal_(weight, 0.0, (2.0 / kernel**2) ** 0.5)
 
     def activate(self, active: ActiveSubnet) -> None:
         """Take up the active subnet's description of this layer."""
         self.spec = active.layers.get(self.name)
         self.values = active.values.get(self.name, {})
-        if self.bn is not None and self.bank_knob is not None and self.spec is not None:
-            self.bn.select(str(active.sample[self.bank_knob.label]))
+        if self.spec is None:
+            return
+        if self.bn is not None and self.bank_knobs:
+            self.bn.select(bank_of(self.bank_knobs, active.sample))
+        if self.private_knob is not None:
+            self._private = self.private_knob.choices.index(active.sample[self.private_knob.label])
+
+    @property
+    def active_quantizer(self) -> Quantizer:
+        """The quantizer of the active weights."""
+        own = self._private - 1
+        return self.private_quantizers[own] if own >= 0 else self.weight_quantizer  # type: ignore[return-value]
 
     @property
     def active(self) -> bool:
@@ -129,7 +150,8 @@ class ElasticConv(nn.Module):
         """Return the weights of the active kernel and channels, ``[O, I, K, K]``, unquantized."""
         assert self.spec is not None, f"layer {self.name} is not active"
         spec = self.spec
-        weight = self.weight[: spec.out_channels, : spec.in_channels // spec.groups]
+        whole = self.private_weights[self._private - 1] if self._private else self.weight
+        weight = whole[: spec.out_channels, : spec.in_channels // spec.groups]
         for k in reversed(self.kernels[:-1]):
             if weight.shape[-1] == spec.kernel_size:
                 break
@@ -150,14 +172,15 @@ class ElasticConv(nn.Module):
         if self._in_float:
             return weight
         ctx = self.weight_context(**{name: value.detach() for name, value in statistics.items()})
-        weight = self.weight_quantizer.prepare(weight, ctx)
+        quantizer = self.active_quantizer
+        weight = quantizer.prepare(weight, ctx)
         if self.mode == "observe":
             if self.observe is not None:
-                self.observe(self.weight_quantizer, ctx, weight.detach())
+                self.observe(quantizer, ctx, weight.detach())
             return weight
         if self.mode == "start":
-            self.weight_quantizer.start(weight.detach(), ctx)
-        quantized: Tensor = self.weight_quantizer(weight, ctx)
+            quantizer.start(weight.detach(), ctx)
+        quantized: Tensor = quantizer(weight, ctx)
         return quantized
 
     @property
@@ -168,7 +191,7 @@ class ElasticConv(nn.Module):
         """Return the weight quantizer's term of the loss; ``None`` where it is not at work in the active subnet."""
         if self.spec is None or self.mode != "quantize" or self._in_float:
             return None
-        return self.weight_quantizer.penalty(self.weight_context())
+        return self.active_quantizer.penalty(self.weight_context())
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``[N, I, H, W]`` with ``[O, I / groups, K, K]``, without a bias."""
@@ -208,7 +231,7 @@ class ElasticConv(nn.Module):
             None if self.bn is None else self.bn.extract(self.spec.out_channels),
             None if self.input is None else self.input.extract(),
             None if self.output is None else self.output.extract(),
-            None if self._in_float else self.weight_quantizer,
+            None if self._in_float else self.active_quantizer,
             self.weight_context(),
             folds=self.folding.folds,
             padding=self.padding,

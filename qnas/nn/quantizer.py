@@ -30,6 +30,7 @@ class QuantizerSite:
         compile: whether a compiled kernel may be used where the quantizer has one.
         kernels: kernel sizes that the layer can have, ascending; of weights alone.
         fixed: whether the bit-width is the same in every subnet, as in the first and last layer.
+        branch: the name under which sites choose among branches together (:class:`qnas.space.Site`).
     """
 
     name: str
@@ -40,6 +41,7 @@ class QuantizerSite:
     compile: bool = False
     kernels: tuple[int, ...] = ()
     fixed: bool = False
+    branch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class SiteContext:
     Attributes:
         bits: the bit-width to quantize to.
         channels: number of active channels (a prefix of all).
-        values: the site's own knobs, by full label.
+        values: the knobs that quantizers added for the site, by full label.
         kernel: the active kernel size; of weights alone.
         gamma, mean, sigma: ``[channels]``, of the batch normalisation that is folded into the weights, else ``None``.
     """
@@ -139,8 +141,12 @@ class Quantizer(nn.Module, ABC):
         self.ranks = Ranks()
 
     @classmethod
-    def knobs(cls, site: Site) -> Iterable[Knob]:
-        """Return the knobs it adds for a site; labels read ``site.plugin.name``."""
+    def knobs(cls, site: Site, **options: Any) -> Iterable[Knob]:
+        """Return the knobs it adds for a site, with the user's options.
+
+        Labels read ``site.plugin.name``; ``branch.plugin.name`` where the site has a branch name and all sites of that
+        name have this one knob. Their role is ``quantizer``; ``Knob.private`` says what each choice has for itself.
+        """
         return ()
 
     @abstractmethod
@@ -171,6 +177,10 @@ class Quantizer(nn.Module, ABC):
         Raises:
             ExportError: what it trains has no grid; the message says why.
         """
+
+    def clips(self) -> Iterable[nn.Parameter]:
+        """Return the parameters that are clip values: what is finetuned beside batch normalisation after a search."""
+        return ()
 
     def penalty(self, ctx: SiteContext) -> Tensor | None:
         """Return a term to add to the loss, ``[]``, or ``None``; asked only where the active subnet quantizes."""

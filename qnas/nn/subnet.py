@@ -246,6 +246,36 @@ class ChannelAffine(nn.Module):
         return x * self.factor.reshape(1, -1, 1, 1) + self.offset.reshape(1, -1, 1, 1)
 
 
+class SubnetNorm(nn.Module):
+    """The static twin of :class:`qnas.nn.norm.ElasticNorm`: until :meth:`fold` its statistics can be calibrated.
+
+    Attributes:
+        affine: what it is once folded; ``None`` before.
+    """
+
+    def __init__(self, name: str, bn: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.name = name
+        self.bn: nn.BatchNorm2d | None = bn
+        self.affine: ChannelAffine | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, C, H, W]`` normalised."""
+        y: Tensor = self.bn(x) if self.bn is not None else self.affine(x)  # type: ignore[misc]
+        return y
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Turn the calibrated statistics into a factor and an offset for each channel; idempotent."""
+        if self.bn is None:
+            return
+        assert self.bn.running_mean is not None
+        assert self.bn.running_var is not None
+        factor = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+        self.affine = ChannelAffine(self.name, factor, self.bn.bias - factor * self.bn.running_mean)
+        self.bn = None
+
+
 class Residual(nn.Module):
     """``grid(body(x) + shortcut(x))``; without a shortcut of its own, ``x`` itself is added."""
 
@@ -310,8 +340,9 @@ class Subnet(nn.Module):
 
     def fold(self) -> Subnet:
         """Fold every batch normalisation, for good; returns itself, in evaluation mode and channels-last layout."""
-        for layer in self.subnet_layers():
-            layer.fold()
+        for module in self.modules():
+            if isinstance(module, (SubnetLayer, SubnetNorm)):
+                module.fold()
         return self.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def codebook_layers(self) -> list[str]:

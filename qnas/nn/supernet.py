@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from qnas.nn.batchnorm import ElasticBatchNorm
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.folding import FoldingPolicy, NoFolding
 from qnas.nn.grid import AffineGrid
+from qnas.nn.norm import ElasticNorm
 from qnas.nn.quantizer import ROLES, Quantizer, QuantizerSite
 from qnas.nn.ranks import Ranks
 from qnas.nn.subnet import Subnet
-from qnas.space import BIT_ROLES, Sample, SearchSpace, Site, Value
+from qnas.space import BIT_ROLES, Knob, Sample, SearchSpace, Site, Value
 
 MakeQuantizer = Callable[[QuantizerSite], Quantizer]
 
@@ -67,7 +69,8 @@ class BuildContext:
         """Return the activation site ``name``; further arguments are those of :class:`ActivationSite`."""
         _, bits = self.space.bit_choices(self._sites[name])
         fixed = self.space.bit_labels(name)[1] is None
-        site = QuantizerSite(name, "activation", bits, channels, signed, self.compile, fixed=fixed)
+        branch = self._sites[name].branch
+        site = QuantizerSite(name, "activation", bits, channels, signed, self.compile, fixed=fixed, branch=branch)
         quantizer = Unquantized(site) if bits == (FLOAT_BITS,) else self.act_quantizer(site)
         return ActivationSite(name, quantizer, relu=relu, passthrough_bits=passthrough_bits, upper=upper)
 
@@ -106,15 +109,11 @@ class BuildContext:
             bank: label of the knob whose choices have a batch normalisation each.
             **options: of :class:`ElasticConv`.
         """
-        if bank is None and self.bn_role is not None:
-            bank = self.space.bit_labels(name)[BIT_ROLES.index(self.bn_role)]  # None where the bits are fixed
-        if bank is not None:
-            options["bank_knob"] = self.space.knobs[self.space.position[bank]]
-        w_bits, _ = self.space.bit_choices(self._sites[name])
-        kernels = tuple(options.get("kernels", (1,)))
-        fixed = self.space.bit_labels(name)[0] is None
-        site = QuantizerSite(name, "weight", w_bits, out_channels, True, self.compile, kernels, fixed)
-        weights = Unquantized(site) if w_bits == (FLOAT_BITS,) else self.weight_quantizer(site)
+        options["bank_knobs"] = self._bank_knobs(name, bank)
+        weights, *others = self._weight_quantizers(name, out_channels, tuple(options.get("kernels", (1,))))
+        if others:
+            (options["private_knob"],) = self.space.private_knobs(name, "conv")
+            options["private_quantizers"] = others
         if self.space.scheme.conv_only:
             passthrough_bits = None  # what arrives is in float
             options["raw_site"] = None if options.get("linear") else self._raw_site(name, out_channels)
@@ -135,6 +134,33 @@ class BuildContext:
         return ElasticConv(
             name, in_channels, out_channels, weights, input_site, output_site, folding=self.folding, **options
         )
+
+    def _bank_knobs(self, name: str, bank: str | None) -> list[Knob]:
+        """Return the knobs that choose among batch normalisations: of a layer, or after or before its input's site."""
+        if bank is None and self.bn_role is not None:
+            bank = self.space.bit_labels(name)[BIT_ROLES.index(self.bn_role)]  # None where the bits are fixed
+        own = [] if bank is None else [self.space.knobs[self.space.position[bank]]]
+        return [*own, *self.space.private_knobs(name, "norm")]
+
+    def _weight_quantizers(self, name: str, channels: int, kernels: tuple[int, ...]) -> list[Quantizer]:
+        """Return the quantizer of a layer's weights, or one for each choice that has weights of its own."""
+        w_bits, _ = self.space.bit_choices(self._sites[name])
+        fixed = self.space.bit_labels(name)[0] is None
+        site = QuantizerSite(name, "weight", w_bits, channels, True, self.compile, kernels, fixed)
+        count = math.prod(len(knob.choices) for knob in self.space.private_knobs(name, "conv"))
+        return [Unquantized(site) if w_bits == (FLOAT_BITS,) else self.weight_quantizer(site) for _ in range(count)]
+
+    def norm(self, name: str, channels: int, layer: str, *, output: bool = False) -> ElasticNorm:
+        """Return a batch normalisation that stands alone, and is not folded when deployed.
+
+        Args:
+            name: of the operation.
+            channels: the largest number.
+            layer: the site whose layer it belongs to: its input, or its output, is normalised; where branches of that
+                input have batch normalisations of their own, this one has them too.
+            output: whether it normalises what has the layer's output channels.
+        """
+        return ElasticNorm(name, channels, layer, output=output, bank_knobs=self._bank_knobs(layer, None))
 
     def _raw_site(self, name: str, channels: int) -> ActivationSite:
         """Return the site of a convolution's output, which an integer kernel needs where floats follow."""

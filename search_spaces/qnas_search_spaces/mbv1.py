@@ -114,6 +114,7 @@ class MobileNetV1Space(SearchSpace):
                     stride=stride,
                     depthwise=True,
                     block=block,
+                    branch=f"{block.name}.depthwise",
                 )
                 outline.layer(f"{block.name}.pointwise", width, Size.knob(f"{name}.width"), at, block=block)
                 width = Size.knob(f"{name}.width")

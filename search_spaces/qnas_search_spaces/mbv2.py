@@ -233,7 +233,10 @@ def describe_inverted_residual(
         outline.layer(f"{name}.expand", in_channels, hidden, before, block=block)
         if not relu:
             outline.grid(f"{name}.expand.out", hidden, before, block)
-    outline.layer(f"{name}.depthwise", hidden, hidden, at, kernel=kernel, stride=stride, depthwise=True, block=block)
+    outline.layer(
+        f"{name}.depthwise", hidden, hidden, at, kernel=kernel, stride=stride, depthwise=True, block=block,
+        branch=f"{name}.depthwise",
+    )  # fmt: skip
     if se or not relu:
         outline.grid(f"{name}.depthwise.out", hidden, at, block)
     if se:

@@ -91,6 +91,7 @@ class Outline:
         kind: str = "conv",
         bits: int | None = None,
         block: Block | None = None,
+        branch: str | None = None,
     ) -> None:
         """Add a site.
 
@@ -103,6 +104,7 @@ class Outline:
             kind: as of :class:`LayerSpec`.
             bits: of weights and activations; ``None`` leaves them to the scheme.
             block: that it belongs to.
+            branch: name under which quantizers of its input may offer branches.
         """
         c_in, c_out, k = (n if isinstance(n, Size) else Size.fixed(n) for n in (in_channels, out_channels, kernel))
         depth = () if block is None or block.depth is None else (block.depth,)
@@ -119,7 +121,7 @@ class Outline:
         depends_on = tuple(dict.fromkeys(labels))
         stage, group = (None, None) if block is None else (block.stage, block.name)
         there = () if block is None else block.active_if
-        self.sites.append(Site(name, depends_on, describe, stage, group, bits, bits, there))
+        self.sites.append(Site(name, depends_on, describe, stage, group, bits, bits, there, branch))
 
     def grid(self, name: str, channels: int | Size, at: int, block: Block | None = None) -> None:
         """Add a site that only puts a tensor on a grid of ``edge_bits``."""

@@ -158,16 +158,16 @@ class ResNetSpace(SearchSpace):
             label = f"{name}.expansion"
             outline.knob(label, self.expansions, block.active_if)
             hidden = Size((*out.labels, label), lambda sample: make_divisible(out.of(sample) * float(sample[label])))
-            outline.layer(f"{name}.conv1", width, hidden, at // stride, block=block)
-            outline.layer(f"{name}.conv2", hidden, hidden, at, kernel=3, stride=stride, block=block)
-            outline.layer(f"{name}.conv3", hidden, out, at, block=block)
+            outline.layer(f"{name}.conv1", width, hidden, at // stride, block=block, branch=name)
+            outline.layer(f"{name}.conv2", hidden, hidden, at, kernel=3, stride=stride, block=block, branch=name)
+            outline.layer(f"{name}.conv3", hidden, out, at, block=block, branch=name)
             outline.grid(f"{name}.conv3.out", out, at, block)
         else:
-            outline.layer(f"{name}.conv1", width, out, at, kernel=3, stride=stride, block=block)
-            outline.layer(f"{name}.conv2", out, out, at, kernel=3, block=block)
+            outline.layer(f"{name}.conv1", width, out, at, kernel=3, stride=stride, block=block, branch=name)
+            outline.layer(f"{name}.conv2", out, out, at, kernel=3, block=block, branch=name)
             outline.grid(f"{name}.conv2.out", out, at, block)
         if shortcut == "conv":
-            outline.layer(f"{name}.downsample", width, out, at, stride=stride, block=block)
+            outline.layer(f"{name}.downsample", width, out, at, stride=stride, block=block, branch=name)
             outline.grid(f"{name}.downsample.out", out, at, block)
         outline.grid(f"{name}.add", out, at, block)
 
