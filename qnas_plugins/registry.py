@@ -42,6 +42,24 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "quantizer",
+        "pact",
+        "qnas_plugins.quantizers.pact:PACT",
+        "Activations with a learned clip value and its L2 decay (Choi et al. 2018)",
+    )
+    yield ComponentSpec(
+        "quantizer",
+        "basq",
+        "qnas_plugins.quantizers.basq:BASQ",
+        "Branches of clip values with different L2 decays, searched (BASQ)",
+    )
+    yield ComponentSpec(
+        "quantizer",
+        "lsq+",
+        "qnas_plugins.quantizers.lsq_plus:LSQPlus",
+        "Learned step, and offset of activations that can be negative (Bhalgat et al. 2020)",
+    )
+    yield ComponentSpec(
+        "quantizer",
         "scale-predictor",
         "qnas_plugins.quantizers.scale_predictor:ScalePredictor",
         "Folded weights' scale, predicted from each subnet's statistics (QuantNAS)",

@@ -41,7 +41,7 @@ def lsq_fake_quantize(v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: flo
     Returns:
         The shape of ``v``.
     """
-    scale = _number(step.detach())
+    scale = number(step.detach())
     factor = grad_scale / scale
     kernels = lsq_kernel.load() if compile else None
     return _LSQFunction.apply(v, step, scale, qn, qp, factor, kernels)  # type: ignore[no-any-return, no-untyped-call]
@@ -132,9 +132,9 @@ class _LSQFunction(torch.autograd.Function):
             return grad_v, None, None, None, None, None, None
         # The differences are taken before the sums, so that nothing cancels.
         difference = q - v
-        inside = _sum_product(grad_v, difference, scale)
+        inside = sum_product(grad_v, difference, scale)
         torch.sub(grad, grad_v, out=difference)
-        outside = _sum_product(difference, q, scale)
+        outside = sum_product(difference, q, scale)
         if isinstance(inside, float):  # fewer calls than on tensors of one value
             return grad_v, grad_v.new_full(shape, (inside + outside) * factor), None, None, None, None, None
         return grad_v, ((inside + outside) * factor).reshape(shape), None, None, None, None, None
@@ -153,12 +153,12 @@ def derived_zero_point(low: Tensor, high: Tensor, bits: int) -> int:
     return min(max(round(-float(low) * levels / span), 0), levels) if span > 0 else 0
 
 
-def _number(step: Tensor) -> float | Tensor:
+def number(step: Tensor) -> float | Tensor:
     """Return a one-value step as a number on CPU, where that is faster and costs no synchronisation."""
     return step.item() if step.numel() == 1 and step.device.type == "cpu" else step
 
 
-def _sum_product(a: Tensor, b: Tensor, scale: float | Tensor) -> Any:
+def sum_product(a: Tensor, b: Tensor, scale: float | Tensor) -> Any:
     """Return ``sum(a * b)`` over all dimensions along which ``scale`` does not vary; a number where it is one.
 
     ``a`` and ``b`` have one memory layout.
@@ -310,7 +310,7 @@ class LSQ(Quantizer):
         if self.per_channel:
             step = step.to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
         factor = 1.0 / math.sqrt(count * max(qp, 1))
-        out = lsq_with_log_step(v, parameter, _number(step), qn, qp, factor, compile=self.site.compile)
+        out = lsq_with_log_step(v, parameter, number(step), qn, qp, factor, compile=self.site.compile)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     def export(self, ctx: SiteContext) -> AffineGrid:

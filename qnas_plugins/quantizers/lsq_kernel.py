@@ -1,4 +1,4 @@
-"""Builds and calls the compiled form of LSQ: a few lines of C, made by the machine's own compiler in half a second.
+"""Builds and calls the compiled form of LSQ and PACT: a few lines of C, made by the machine's own compiler at once.
 
 The library is built in a private folder and loaded at once: nothing that another user could have written is loaded.
 """
@@ -46,6 +46,8 @@ def load() -> ctypes.CDLL | None:
     kernels.lsq_forward.restype = None
     kernels.lsq_backward.argtypes = [pointer, pointer, pointer, pointer, size, real, real]
     kernels.lsq_backward.restype = ctypes.c_double
+    kernels.clip_backward.argtypes = kernels.lsq_backward.argtypes
+    kernels.clip_backward.restype = ctypes.c_double
     return kernels
 
 
@@ -65,11 +67,14 @@ def forward(kernels: ctypes.CDLL, v: Tensor, scale: float, qn: int, qp: int) -> 
     return q
 
 
-def backward(kernels: ctypes.CDLL, grad: Tensor, v: Tensor, q: Tensor, low: float, high: float) -> tuple[Tensor, float]:
+def backward(
+    kernels: ctypes.CDLL, grad: Tensor, v: Tensor, q: Tensor, low: float, high: float, *, inside: bool = True
+) -> tuple[Tensor, float]:
     """Return the gradient to ``v``, and the sum of ``grad (q - v)`` inside and ``grad q`` outside the bounds.
 
-    All tensors have one layout.
+    All tensors have one layout. ``inside = False`` sums outside the bounds alone.
     """
     grad_v = torch.empty_like(v)
-    total = kernels.lsq_backward(grad.data_ptr(), v.data_ptr(), q.data_ptr(), grad_v.data_ptr(), v.numel(), low, high)
+    call = kernels.lsq_backward if inside else kernels.clip_backward
+    total = call(grad.data_ptr(), v.data_ptr(), q.data_ptr(), grad_v.data_ptr(), v.numel(), low, high)
     return grad_v, total

@@ -24,6 +24,9 @@ OPTIONS = {  # of each role: what changes the grid or what bit-widths share
         "activation": [{}, {"asymmetric": True}],
     },
     "robustquant": {"weight": [{}], "activation": [{}]},
+    "pact": {"activation": [{}]},
+    "basq": {"activation": [{}, {"lambdas": [0.1]}]},
+    "lsq+": {"weight": [{}], "activation": [{}]},
     "scale-predictor": {"weight": [{}]},
     "multiquant": {
         "weight": [{}, {"zero_point": "learned"}],
