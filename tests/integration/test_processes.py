@@ -39,7 +39,11 @@ def step_of(processes, folding, quantizer):
             "seed": 2,  # of seed 1 a channel of the background is 1e-15 from 0, where a gradient is cut to either side
             "compile": False,
             "space": {"options": {"se": False, "depths": (1,), "kernels": (3,), "resolutions": (16,)}},
-            "quantization": {"weight_quantizer": quantizer, "act_quantizer": quantizer, "folding": folding},
+            "quantization": {
+                "weight_quantizer": "lsq" if quantizer == "basq" else quantizer,
+                "act_quantizer": quantizer,
+                "folding": folding,
+            },
             "train": {
                 **{"float_epochs": 0, "epochs": 1, "batch_size": 64, "num_subnets": 3, "clip_norm": 1e9},
                 **({"sampler": "lrh", "supervision": "adaptive-label"} if quantizer == "multiquant" else {}),
@@ -87,7 +91,8 @@ def run(*command, cwd, ok=True, **variables):
 
 
 @pytest.mark.parametrize(
-    ("folding", "quantizer"), [("none", "lsq"), ("batch", "lsq"), ("none", "minmax"), ("none", "multiquant")]
+    ("folding", "quantizer"),
+    [("none", "lsq"), ("batch", "lsq"), ("none", "minmax"), ("none", "multiquant"), ("none", "basq")],
 )
 def test_gradients_of_two_processes_are_those_of_one(tmp_path, folding, quantizer):
     from qnas.processes import Processes
@@ -98,6 +103,10 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, folding, quantize
     assert first.keys() == second.keys() == one.keys()
     assert sum(name.startswith("grad.") for name in one) > 30
     assert ("supervision.labels" in one) == (quantizer == "multiquant")  # adaptive labels of the whole batch
+    branches = [name for name in one if ".alphas." in name]
+    assert bool(branches) == (quantizer == "basq")
+    sites = {name.partition(".alphas.")[0] for name in branches}
+    assert len(branches) <= 3 * len(sites)  # of three subnets: the other clip values, of 21 a site, keep no gradient
     for name, want in one.items():
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
         atol = 1e-5 * float(want.double().abs().max()) + 1e-9  # losses are computed in float32
