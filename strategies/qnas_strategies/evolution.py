@@ -28,7 +28,8 @@ class Evolution(Generations):
         problem: space, objectives, feasible samples.
         population: subnets judged in each generation; the parents stay besides.
         parents: their number, as a share of the population.
-        mutation_share: share of the children that are mutants; the others are crossings.
+        mutation_share: share of the children of parents that are mutants; the others are crossings.
+        random_share: share of each generation that has no parents but is drawn anew, as in BASQ's code.
         mutation_probability: for each knob of a mutant.
         extremes: whether the first generation holds the largest and the smallest subnet.
     """
@@ -40,10 +41,16 @@ class Evolution(Generations):
         population: int = 16,
         parents: float = 0.25,
         mutation_share: float = 0.5,
+        random_share: float = 0.0,
         mutation_probability: float = 0.1,
         extremes: bool = True,
     ) -> None:
-        shares = {"parents": parents, "mutation_share": mutation_share, "mutation_probability": mutation_probability}
+        shares = {
+            "parents": parents,
+            "mutation_share": mutation_share,
+            "random_share": random_share,
+            "mutation_probability": mutation_probability,
+        }
         wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value <= 1]
         if population < 2 or wrong:
             raise ConfigError(
@@ -52,7 +59,8 @@ class Evolution(Generations):
             )
         super().__init__(problem, population, "evolution")
         self.num_parents = max(1, round(parents * population))
-        self.mutation_share = mutation_share
+        self._bred_children = population - round(random_share * population)
+        self._mutants = round(mutation_share * self._bred_children)
         self.mutation_probability = mutation_probability
         self.extremes = extremes
         self._generation: list[Trial] = []  # parents, then the children told so far
@@ -73,10 +81,10 @@ class Evolution(Generations):
         space = self.problem.space
         if self._first and self.extremes and self._asked < 2 and attempt == 0:
             return space.indices([space.highest() if self._asked == 0 else space.lowest()])[0]
-        if self._first or attempt >= TRIES // 2:
+        if self._first or attempt >= TRIES // 2 or self._asked >= self._bred_children:
             return self.problem.draw(rng, 1)[0]
         parents = space.indices([trial.sample for trial in self._generation[: self.num_parents]])
-        if self._asked < round(self.mutation_share * self.population):
+        if self._asked < self._mutants:
             return mutate(space, parents[rng.integers(len(parents))], rng, self.mutation_probability)
         return cross(*parents[rng.integers(len(parents), size=2)], rng)
 
