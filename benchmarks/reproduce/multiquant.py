@@ -28,8 +28,6 @@ import multiquant_claims as claims
 import multiquant_tables as tables
 import shared
 
-from qnas.config import load_config
-from qnas.plugins import load_registry
 from qnas.run import Run
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
@@ -49,12 +47,6 @@ PARTS = ("train", "uniform", "competition", "mixed")
 
 def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     """Return the configuration of an arm, or of ``base``, from which all arms go on."""
-    if args.data is None:  # digits, of which few are left to train
-        data: dict[str, Any] = {"search_fraction": 0.4, "test_fraction": 0.4} if args.quick else {}
-    else:
-        limit = 40 if args.quick else 1500  # a class; 1,000 of them are left to train
-        data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
-        data |= {"search_fraction": 1 / 3, "image_size": 16}
     epochs = dict.fromkeys(EPOCHS, 1) if args.quick else EPOCHS
     bits = [2, 4, 8] if args.quick else BITS
     base = {"name": "float", "epochs": epochs["float"], "lr": 6e-3, "quantize": False}
@@ -71,7 +63,7 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     return {
         "seed": seed,
         "threads": 1,
-        "data": data,
+        "data": shared.images(args, search_fraction=1 / 3, image_size=16),  # 1,000 of a class to train on
         "space": {"name": "resnet20", "options": {"elastic": False, "width": 0.5}},
         "quantization": {
             "weight_quantizer": quantizer,
@@ -102,11 +94,7 @@ def at(name: str, epochs: int, bits: int | None = None) -> dict[str, Any]:
 def trained(args: argparse.Namespace, seed: int, arm: str) -> Run:
     """Return the run of an arm, trained to the end."""
     path = args.work / f"{arm}-{seed}"
-    registry = load_registry()
-    if (path / "config.toml").is_file():
-        run = Run.open(path, registry)
-    else:
-        run = Run.create(path, load_config(settings(args, seed, arm)), registry)
+    run = shared.opened(path, lambda: settings(args, seed, arm))
     if arm != "base" and run.stages.latest_checkpoint() is None:
         shared.take_stages(args.work / f"base-{seed}", path, SHARED_STAGES.get(arm, 2))
     run.train()

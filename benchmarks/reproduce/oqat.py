@@ -27,8 +27,6 @@ import oqat_claims as claims
 import oqat_tables as tables
 import shared
 
-from qnas.config import load_config
-from qnas.plugins import load_registry
 from qnas.rank import draw_distinct
 from qnas.run import Run
 
@@ -39,28 +37,12 @@ EPOCHS = {4: 3, 3: 2, 2: 2}  # of the stages by bits: 7 epochs in all, about 110
 PARTS = ("train", "ranks", "searched", "retrained")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-oqat"))
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "oqat.json")
-    return parser.parse_args()
-
-
 def base(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return what all runs share."""
-    if args.data is None:  # digits, of which few are left to train
-        data: dict[str, Any] = {"search_fraction": 0.4, "test_fraction": 0.4} if args.quick else {}
-    else:
-        limit = 40 if args.quick else 1250  # a class; 1,000 of them are left to train
-        data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
     return {
         "seed": seed,
         "threads": 1,
-        "data": data,
+        "data": shared.images(args, 1250),  # of them 1,000 of a class to train on
         "space": {"name": "mbv2", "options": SPACE},
         "quantization": {
             "w_bits": [2, 3, 4],
@@ -90,15 +72,14 @@ def stages(arm: str, quick: bool) -> list[dict[str, Any]]:
 def trained(args: argparse.Namespace, seed: int, arm: str, init: Path | None) -> Run:
     """Return the run of an arm, trained to the end."""
     path = args.work / f"{arm}-{seed}"
-    registry = load_registry()
-    if (path / "config.toml").is_file():
-        run = Run.open(path, registry)
-    else:
-        settings = base(args, seed)
-        settings["train"] |= {"stages": stages(arm, args.quick)}
-        if init is not None:
-            settings["train"]["init"] = str(init)
-        run = Run.create(path, load_config(settings), registry)
+
+    def settings() -> dict[str, Any]:
+        found = base(args, seed)
+        start = {} if init is None else {"init": str(init)}
+        found["train"] |= {"stages": stages(arm, args.quick), **start}
+        return found
+
+    run = shared.opened(path, settings)
     if arm == "restart" and run.stages.latest_checkpoint() is None:
         shared.take_stages(args.work / f"inherit-{seed}", path, 1)  # the 4-bit stage is the same in both, to the byte
     run.train()
@@ -144,7 +125,7 @@ def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = parse()
+    args = shared.parse(__doc__, "oqat", PARTS)
     seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
     shared.report(seeds, lambda seed: reproduce(args, seed), claims.summary, tables.markdown, args.out)
 

@@ -28,9 +28,7 @@ import quantnas_claims as claims
 import quantnas_tables as tables
 import shared
 
-from qnas.config import load_config
 from qnas.errors import TrainingDivergedError
-from qnas.plugins import load_registry
 from qnas.run import Run
 
 EPOCHS = {"float": 8, "quantized": 13}  # 13 epochs of 156 steps: the 2,000 of Fig. 8
@@ -46,13 +44,7 @@ PARTS = ("train", "statistics", "scales", "ranks", "fronts")
 
 def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     """Return the configuration of an arm, or of ``base``, from which all arms go on."""
-    if args.data is None:  # digits, of which few are left to train
-        data: dict[str, Any] = {"search_fraction": 0.4, "test_fraction": 0.4} if args.quick else {}
-    else:
-        limit = 40 if args.quick else 1500  # a class; 1,000 of them are left to train
-        data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}}
-        data |= {"search_fraction": 1 / 3}
-    data["image_size"] = 16 if args.quick else 20
+    images = shared.images(args, search_fraction=1 / 3)  # 1,000 of a class to train on
     epochs = dict.fromkeys(EPOCHS, 1) if args.quick else EPOCHS
     quantizer, folding, bits = ARMS.get(arm, ("lsq", "none", 8))
     if arm == "base":
@@ -65,7 +57,7 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     return {
         "seed": seed,
         "threads": 1,
-        "data": data,
+        "data": {**images, "image_size": 16 if args.quick else 20},
         "space": {
             "name": "mbv3",
             "options": {"size": "small", "se": False, "act": "relu", "resolutions": resolutions},
@@ -84,11 +76,7 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
 def trained(args: argparse.Namespace, seed: int, arm: str) -> tuple[Run, str]:
     """Return the run of an arm, trained to the end, or as far as it did not diverge; and how it diverged."""
     path = args.work / f"{arm}-{seed}"
-    registry = load_registry()
-    if (path / "config.toml").is_file():
-        run = Run.open(path, registry)
-    else:
-        run = Run.create(path, load_config(settings(args, seed, arm)), registry)
+    run = shared.opened(path, lambda: settings(args, seed, arm))
     try:
         run.train()
     except TrainingDivergedError as error:

@@ -21,18 +21,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shared
 
 from qnas.choice import Choice, find
-from qnas.config import load_config
 from qnas.costs import sample_costs
 from qnas.detect import DetectSettings
 from qnas.layers import FLOAT_BITS
-from qnas.plugins import load_registry
 from qnas.run import Run
 
 BITS = 8
@@ -45,27 +42,8 @@ NAMES = {"float": "float", "shared": "shared scale", "predicted": "predicted sca
 METRICS = ("mAP", "mAP50", "mAP75")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CIFAR-10 or other images; embedded digits without it")
-    parser.add_argument("--work", type=Path, help="folder of the runs; by default one in runs/")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
-    parser.add_argument("--out", type=Path, help="JSON, with tables beside it; benchmarks/results/, or WORK if quick")
-    args = parser.parse_args()
-    args.work = args.work or Path("runs") / ("reproduce-detection-quick" if args.quick else "reproduce-detection")
-    results = args.work if args.quick else Path(__file__).parents[1] / "results"
-    args.out = args.out or results / "quantnas_detection.json"
-    return args
-
-
 def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     """Return the configuration of an arm."""
-    if args.data is None:
-        data: dict[str, Any] = {}
-    else:
-        limit = 40 if args.quick else 1500
-        data = {"name": "files", "options": {"path": str(args.data.absolute()), "limit": limit}, "image_size": 24}
     quick = {"depths": (1,), "kernels": (3, 5), "expansions": (3, 4)} if args.quick else {}
     names = ("float", "quantized")
     stages = [
@@ -75,7 +53,7 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     return {
         "seed": seed,
         "threads": 1,
-        "data": data,
+        "data": shared.images(args, image_size=24),
         "space": {"name": "mbv3", "options": {"se": False, "act": "relu", **quick}},
         "quantization": {
             "act_quantizer": "lsq",
@@ -91,14 +69,12 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
 
 def searched(args: argparse.Namespace, seed: int, arm: str) -> Run:
     """Return the run of an arm, trained and searched within the budget."""
-    path, registry = args.work / f"{arm}-{seed}", load_registry()
-    if (path / "config.toml").is_file():
-        run = Run.open(path, registry)
-    else:
-        run = Run.create(path, load_config(settings(args, seed, arm)), registry)
+    run = shared.opened(args.work / f"{arm}-{seed}", lambda: settings(args, seed, arm))
     run.train()
     if not run.fronts():
-        largest = sample_costs(run.space, {"bitops": registry.load("cost", "bitops")}, run.space.highest())["bitops"]
+        largest = sample_costs(run.space, {"bitops": run.registry.load("cost", "bitops")}, run.space.highest())[
+            "bitops"
+        ]
         within = run.config.search.model_copy(update={"constraints": (f"bitops<={BUDGET * largest:.0f}",)})
         run.search(run.config.model_copy(update={"search": within}))
     return run
@@ -181,7 +157,7 @@ def _said(entry: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    args = parse()
+    args = shared.parse(__doc__, "quantnas_detection")
     seeds = [0] if args.quick else [int(s) for s in args.seeds.split(",")]
     shared.report(seeds, lambda seed: reproduce(args, seed), summary, markdown, args.out)
 

@@ -10,17 +10,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qnas.config import load_config
 from qnas.files import write_json, write_text
+from qnas.plugins import load_registry
+from qnas.run import Run
 from qnas.statistics import mean_interval
 
 
-def parse(description: str | None, name: str, parts: Sequence[str], arms: Sequence[str] = ()) -> argparse.Namespace:
+def parse(
+    description: str | None, name: str, parts: Sequence[str] = (), arms: Sequence[str] = ()
+) -> argparse.Namespace:
     """Return a script's arguments; ``name`` is that of its results, ``arms`` what of its trainings can be chosen."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10; embedded digits without it")
     parser.add_argument("--work", type=Path, help="folder of the runs; by default one in runs/")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default=",".join(parts), help=f"of {', '.join(parts)}")
+    if parts:
+        parser.add_argument("--parts", default=",".join(parts), help=f"of {', '.join(parts)}")
     if arms:
         parser.add_argument("--arms", default=",".join(arms), help=f"of {', '.join(arms)}")
     parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs: does it run?")
@@ -30,6 +36,28 @@ def parse(description: str | None, name: str, parts: Sequence[str], arms: Sequen
     results = args.work if args.quick else Path(__file__).parents[1] / "results"
     args.out = args.out or results / f"{name}.json"
     return args
+
+
+def images(args: argparse.Namespace, each: int = 1500, **cifar: Any) -> dict[str, Any]:
+    """Return the configuration of the images: ``each`` of a class of CIFAR-10, or digits; few if quick.
+
+    Args:
+        args: of :func:`parse`.
+        each: number of images of a class, to train and to select on; the test split is the data set's own.
+        **cifar: further settings of ``[data]`` for it.
+    """
+    if args.data is None:  # digits, of which few are left to train if quick
+        return {"search_fraction": 0.4, "test_fraction": 0.4} if args.quick else {}
+    options = {"path": str(args.data.absolute()), "limit": 40 if args.quick else each}
+    return {"name": "files", "options": options, **cifar}
+
+
+def opened(path: Path, settings: Callable[[], Mapping[str, Any]]) -> Run:
+    """Return the run in a folder; where there is none, make one with these settings."""
+    registry = load_registry()
+    if (path / "config.toml").is_file():
+        return Run.open(path, registry)
+    return Run.create(path, load_config(settings()), registry)
 
 
 def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

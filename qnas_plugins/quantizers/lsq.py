@@ -190,12 +190,19 @@ class LSQ(Quantizer):
             ``2^(B - b)`` times that of the largest bit-width ``B``, whose step is what is kept (as ``all``), so lower
             bit-widths may come in later, and higher ones may not. ``kernel``: each kernel size of weights, and each
             bit-width, has its own.
+        narrow_range: weights use ``[-(2^(b-1) - 1), 2^(b-1) - 1]``, as BASQ's code does: three levels at 2 bits.
     """
 
     shifts_weights = False  # whether weights have zero points, too
 
     def __init__(
-        self, site: QuantizerSite, *, per_channel: bool = False, negative: str = "signed", sharing: str = "bits"
+        self,
+        site: QuantizerSite,
+        *,
+        per_channel: bool = False,
+        negative: str = "signed",
+        sharing: str = "bits",
+        narrow_range: bool = False,
     ) -> None:
         super().__init__(site)
         if sharing not in SHARING:
@@ -211,6 +218,11 @@ class LSQ(Quantizer):
                 "lsq: one step a channel is for weights only, since no integer kernel can run it for activations. "
                 "Set per_channel in [quantization.weight_options]."
             )
+        if narrow_range and site.role != "weight":
+            raise PluginError(
+                "lsq: a narrow range is for weights only. Set narrow_range in [quantization.weight_options]."
+            )
+        self.narrow_range = narrow_range
         self.per_channel = per_channel
         self.negative = negative
         self.sharing = sharing
@@ -254,7 +266,7 @@ class LSQ(Quantizer):
         if self._has_zero_point:
             zero_point = int(self.get_buffer(f"zero_point_{bits}"))
             return -zero_point, 2**bits - 1 - zero_point
-        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        return -(2 ** (bits - 1)) + int(self.narrow_range), 2 ** (bits - 1) - 1
 
     def _set_zero_point(self, bits: int, zero_point: int) -> None:
         self.get_buffer(f"zero_point_{bits}").fill_(zero_point)

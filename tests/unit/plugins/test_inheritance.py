@@ -16,7 +16,7 @@ BITS = tuple(range(2, 9))
 CHANNELS = 4
 OPTIONS = {  # of each role: what changes the grid or what bit-widths share
     "lsq": {
-        "weight": [{}, {"per_channel": True}, {"sharing": "conv"}, {"sharing": "kernel"}],
+        "weight": [{}, {"per_channel": True}, {"sharing": "conv"}, {"sharing": "kernel"}, {"narrow_range": True}],
         "activation": [{}, {"negative": "zero-point"}, {"sharing": "conv", "negative": "zero-point"}],
     },
     "minmax": {

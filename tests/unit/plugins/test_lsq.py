@@ -313,3 +313,15 @@ def test_without_a_compiler_there_is_no_kernel(monkeypatch):
     assert lsq_kernel.load.__wrapped__() is None
     monkeypatch.setattr(lsq_kernel.shutil, "which", lambda name: "/bin/false")
     assert lsq_kernel.load.__wrapped__() is None
+
+
+def test_a_narrow_range_is_symmetric(weight_site):
+    quantizer = LSQ(weight_site, narrow_range=True)
+    assert quantizer.range(2) == (-1, 1)  # ternary
+    assert quantizer.range(4) == (-7, 7)
+    w = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    ctx = SiteContext(2, 8)
+    quantizer.start(w, ctx)
+    assert set(quantizer.export(ctx).encode(w).unique().tolist()) == {-1, 0, 1}
+    with pytest.raises(PluginError, match="for weights only"):
+        LSQ(QuantizerSite("s", "activation", (2,), 4, True), narrow_range=True)
