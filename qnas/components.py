@@ -288,6 +288,7 @@ def build_trainer(
             momentum=train.momentum,
             weight_decay=train.weight_decay,
             quantizer_lr=train.quantizer_lr,
+            clip_lr=train.clip_lr,
             clip_norm=train.clip_norm,
             warmup=train.warmup,
             start_images=train.start_images,

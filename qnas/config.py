@@ -99,6 +99,7 @@ class TrainConfig(_Section):
         default=1e-4, ge=0, description="of weights: decoupled by adamw, in the gradient by sgd"
     )
     quantizer_lr: float = Field(default=1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
+    clip_lr: float = Field(default=1.0, gt=0, description="that of learned clip values, as a multiple of lr")
     clip_norm: float = Field(default=10.0, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     start_images: int = Field(default=256, ge=1)

@@ -81,6 +81,7 @@ class TrainSettings:
         momentum: of ``sgd``; 0 for none.
         weight_decay: of weights; norms and quantizers have none. Decoupled by ``adamw``, in the gradient by ``sgd``.
         quantizer_lr: learning rate of quantizers, as a multiple of the stage's.
+        clip_lr: that of their clip values (``Quantizer.clips``), likewise.
         clip_norm: largest norm of all gradients of a step.
         warmup: share of a stage's steps in which the rate rises linearly.
         start_images: training images from which quantizers start.
@@ -92,6 +93,7 @@ class TrainSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     quantizer_lr: float = 1.0
+    clip_lr: float = 1.0
     clip_norm: float = 10.0
     warmup: float = 0.1
     start_images: int = 256
@@ -269,6 +271,7 @@ class Trainer:
             {"params": parameters["weights"], "weight_decay": s.weight_decay, "factor": 1.0},
             {"params": parameters["norms"], "weight_decay": 0.0, "factor": 1.0},
             {"params": parameters["quantizers"], "weight_decay": 0.0, "factor": s.quantizer_lr},
+            {"params": parameters["clips"], "weight_decay": 0.0, "factor": s.clip_lr},
         ]
         lr = self.stages[self.progress.stage].lr
         if s.optimizer == "sgd":  # not the fused one: it wants all of a group to have momentum, or none

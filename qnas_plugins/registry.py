@@ -263,6 +263,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "recipe",
+        "basq",
+        "qnas_plugins.recipes:BASQ",
+        "BASQ: 2 bits, the decay of each clip value searched, in blocks made for few bits",
+    )
+    yield ComponentSpec(
+        "recipe",
         "ptq",
         "qnas_plugins.recipes:PTQ",
         "Post-training quantization: a float net, quantized without training",

@@ -143,17 +143,15 @@ def markdown(value: Mapping[str, Any]) -> str:
     """Return the paper's table."""
     found = value["summary"]
     rows = [
-        [NAMES[arm], *(_said(found[arm][m]) for m in (*METRICS, "against shared")), _said(found[arm]["accuracy"])]
+        [
+            NAMES[arm],
+            *(shared.said(found[arm][m], 1, 100) for m in (*METRICS, "against shared")),
+            shared.said(found[arm]["accuracy"], 1, 100),
+        ]
         for arm in NAMES
     ]
     header = ["backbone", "mAP", "mAP50", "mAP75", "mAP against shared", "accuracy of the subnet"]
     return f"### Detection, test scenes, {len(value['seeds'])} seeds\n\n{shared.table(header, rows)}\n"
-
-
-def _said(entry: Mapping[str, Any]) -> str:
-    """Return a mean in percent with its interval."""
-    said = f"{100 * entry['value']:.1f}"
-    return said if entry["low"] is None else f"{said} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared import table
+from shared import said, table
 
 Json = Mapping[str, Any]
 
@@ -23,19 +23,9 @@ def markdown(value: Json) -> str:
     return "\n".join(f"### {title}\n\n{text}\n" for title, text in parts if text)
 
 
-def _mean(entry: Json | None, digits: int = 3, factor: float = 1.0) -> str:
-    """Return a mean over seeds with its interval."""
-    if entry is None:
-        return ""
-    shown = f"{factor * entry['value']:.{digits}f}"
-    if entry["low"] is None:
-        return shown
-    return f"{shown} [{factor * entry['low']:.{digits}f}, {factor * entry['high']:.{digits}f}]"
-
-
 def _training(summary: Json) -> str:
     rows = [
-        [name, _mean(entry["largest"]), _mean(entry["smallest"]), str(entry["diverged"])]
+        [name, said(entry["largest"]), said(entry["smallest"]), str(entry["diverged"])]
         for name, entry in summary.items()
     ]
     return table(["arm", "loss of the largest", "of the smallest", "seeds that diverged"], rows)
@@ -48,7 +38,7 @@ def _statistics(summary: Json) -> str:
         "batch": "supernet's batch and subnet",
     }
     rows = [
-        [f"{arm}: {label}", *(_mean(entry[f"{kind} {n}"], 4) for n in ("cosine", "least cosine", "error"))]
+        [f"{arm}: {label}", *(said(entry[f"{kind} {n}"], 4) for n in ("cosine", "least cosine", "error"))]
         for arm, entry in summary.items()
         for kind, label in kinds.items()
     ]
@@ -59,7 +49,7 @@ def _scales(summary: Json) -> str:
     names = ("median spread", "largest spread", "error, from given", "error, from fitted", "error, between")
     accuracies = ("accuracy, given", "accuracy, fitted", "accuracy, tuned")
     rows = [
-        [arm, *(_mean(entry[name], 2) for name in names), *(_mean(entry[name], 1, 100) for name in accuracies)]
+        [arm, *(said(entry[name], 2) for name in names), *(said(entry[name], 1, 100) for name in accuracies)]
         for arm, entry in summary.items()
     ]
     header = ["arm", "best scales: largest / smallest, median layer", "worst layer"]
@@ -73,8 +63,8 @@ def _ranks(seeds: Json, summary: Json) -> str:
     taus = ("given, fitted", "shared, fitted", "given, tuned", "shared, tuned")
     rows: list[Sequence[str]] = []
     for arm, entry in summary.items():
-        accuracies = (_mean(entry[f"accuracy, {name}"], 1, 100) for name in kinds)
-        rows.append([arm, *accuracies, *(_mean(entry[f"tau, {name}"], 2) for name in taus)])
+        accuracies = (said(entry[f"accuracy, {name}"], 1, 100) for name in kinds)
+        rows.append([arm, *accuracies, *(said(entry[f"tau, {name}"], 2) for name in taus)])
         for number, seed in seeds.items():
             tau = seed["arms"][arm].get("ranks", {}).get("tau")
             if tau:
@@ -88,7 +78,7 @@ def _ranks(seeds: Json, summary: Json) -> str:
 def _fronts(seeds: Json, summary: Json) -> str:
     rows: list[Sequence[str]] = []
     for arm, entry in summary.items():
-        rows.append([arm, "", "", _mean(entry["hypervolume, search"], 4), _mean(entry["hypervolume, test"], 4)])
+        rows.append([arm, "", "", said(entry["hypervolume, search"], 4), said(entry["hypervolume, test"], 4)])
         for number, seed in seeds.items():
             for point in seed["arms"][arm].get("front", {}).get("points", ()):
                 cells = [f"{point['latency_ms']:.3f}", f"{100 * point['test']:.1f}", "", ""]

@@ -103,6 +103,16 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"value": float(found.value), "low": low, "high": high, "n": len(values)}
 
 
+def said(entry: Mapping[str, Any] | None, digits: int = 3, factor: float = 1.0) -> str:
+    """Return an :func:`interval` times ``factor`` in words; nothing for ``None``."""
+    if entry is None:
+        return ""
+    shown = f"{factor * entry['value']:.{digits}f}"
+    if entry["low"] is None:
+        return shown
+    return f"{shown} [{factor * entry['low']:.{digits}f}, {factor * entry['high']:.{digits}f}]"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown, numbers to the right; nothing without rows."""
     listed = list(rows)

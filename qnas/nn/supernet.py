@@ -290,12 +290,13 @@ class Supernet(nn.Module):
         return [m for m in self.modules() if isinstance(m, Quantizer)]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters as ``weights`` (decayed), ``norms`` (not decayed) and ``quantizers`` (own rate)."""
-        groups: dict[str, list[nn.Parameter]] = {"weights": [], "norms": [], "quantizers": []}
+        """Return the parameters as ``weights``, which are decayed, ``norms``, ``quantizers`` and their ``clips``."""
+        groups: dict[str, list[nn.Parameter]] = {"weights": [], "norms": [], "quantizers": [], "clips": []}
         steps = {id(p) for q in self.quantizers() for p in q.parameters()}
+        clips = {id(p) for q in self.quantizers() for p in q.clips()}
         for parameter in self.parameters():
             if id(parameter) in steps:
-                groups["quantizers"].append(parameter)
+                groups["clips" if id(parameter) in clips else "quantizers"].append(parameter)
             else:
                 groups["norms" if parameter.ndim <= 1 else "weights"].append(parameter)
         return groups

@@ -143,18 +143,20 @@ def test_image_passes_count_work_in_units_of_the_largest_subnet(make_trainer):
 
 
 def test_decay_falls_on_weights_alone_and_quantizers_have_their_own_rate(make_trainer):
-    trainer = begin(make_trainer(settings=TrainSettings(num_subnets=1, weight_decay=0.3, quantizer_lr=0.5)))
+    trainer = begin(
+        make_trainer(settings=TrainSettings(num_subnets=1, weight_decay=0.3, quantizer_lr=0.5, clip_lr=2.0))
+    )
     decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
-    assert decays == [0.3, 0.0, 0.0]
+    assert decays == [0.3, 0.0, 0.0, 0.0]
     trainer.step(*next(iter(trainer.batches.epoch(0))), 0, 0, 0.02)
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.02, 0.02, 0.01]
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.02, 0.02, 0.01, 0.04]
     grouped = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     assert len({id(p) for p in grouped}) == len(grouped) == len(list(trainer.supernet.parameters()))
 
 
 def test_every_setting_of_training_can_be_configured(registry, space, make_supernet, tiny_data):
     given = {"num_subnets": 2, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.2, "quantizer_lr": 0.1}
-    given |= {"clip_norm": 3.0, "warmup": 0.2, "start_images": 7, "record_every": 5}
+    given |= {"clip_lr": 3.0, "clip_norm": 3.0, "warmup": 0.2, "start_images": 7, "record_every": 5}
 
     def build(config):
         return components.build_trainer(registry, config, make_supernet(space), tiny_data, None, Processes())

@@ -295,6 +295,14 @@ def test_a_branch_that_was_not_sampled_does_not_move(mbv2, registry, kind):
     assert moved > 17
 
 
+def test_clip_values_have_a_learning_rate_of_their_own(mbv2, registry):
+    _, supernet = spaces(mbv2, registry, lambdas=[0.1, 0.01])
+    groups = supernet.parameter_groups()
+    assert len(groups["clips"]) == 2 * 17
+    everything = [id(p) for group in groups.values() for p in group]
+    assert sorted(everything) == sorted(id(p) for p in supernet.parameters())
+
+
 def test_convolutions_of_their_own_for_the_branches(resnet20, registry):
     """Table 7: each branch has its weights and their step; a subnet is extracted with those of its branch."""
     space, supernet = spaces(resnet20, registry, lambdas=[0.1, 0.01], convolution="private")
