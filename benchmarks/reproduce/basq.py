@@ -36,8 +36,11 @@ LAMBDAS = [1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5, 1e-5]
 FIXED = {"pact-1e-2": 1e-2, "pact-5e-4": 5e-4, "pact-1e-5": 1e-5}
 ARMS = ("basq", "equal", *FIXED, "lsq", "no-skips", "resnet20")
 PARTS = ("train", "clips", "spread", "search", "finetune")
-EPOCHS = 12  # of each phase
+EPOCHS = 8  # of each phase
 FINETUNE_EPOCHS = 3  # as in the paper
+LR = 3e-3
+CLIP_LR = 20.0  # else a clip value moves a seventh of a unit: each branch is drawn every seventh step
+CLIP_START = 6.0
 
 
 def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
@@ -88,11 +91,6 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
         },
         "retrain": {"points": "chosen", "start": "supernet", "stages": [finetuned]},
     }
-
-
-LR = 3e-3
-CLIP_LR = 10.0
-CLIP_START = 6.0
 
 
 def trained(args: argparse.Namespace, seed: int, arm: str) -> Run:
