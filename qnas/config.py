@@ -93,10 +93,10 @@ class TrainConfig(_Section):
     float_epochs: int = Field(default=6, ge=0)
     epochs: int = Field(default=14, ge=0, description="quantized epochs")
     lr: float = Field(default=6e-3, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd, after Nesterov")
     weight_decay: float = Field(
-        default=1e-4, ge=0, description="of weights: decoupled by adamw, in the gradient by sgd"
+        default=1e-4, ge=0, description="of weights: decoupled by adamw, in the gradient by adam and sgd"
     )
     quantizer_lr: float = Field(default=1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
     clip_norm: float = Field(default=10.0, gt=0)

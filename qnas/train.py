@@ -77,9 +77,10 @@ class TrainSettings:
 
     Attributes:
         num_subnets: subnets a step, drawn by the sampler.
-        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum.
+        optimizer: ``adamw``, ``adam``, or ``sgd`` with Nesterov's momentum.
         momentum: of ``sgd``; 0 for none.
-        weight_decay: of weights; norms and quantizers have none. Decoupled by ``adamw``, in the gradient by ``sgd``.
+        weight_decay: of weights; norms and quantizers have none. Decoupled by ``adamw``, in the gradient by
+            ``adam`` and ``sgd``.
         quantizer_lr: learning rate of quantizers, as a multiple of the stage's.
         clip_norm: largest norm of all gradients of a step.
         warmup: share of a stage's steps in which the rate rises linearly.
@@ -88,7 +89,7 @@ class TrainSettings:
     """
 
     num_subnets: int = 4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     quantizer_lr: float = 1.0
@@ -273,7 +274,8 @@ class Trainer:
         lr = self.stages[self.progress.stage].lr
         if s.optimizer == "sgd":  # not the fused one: it wants all of a group to have momentum, or none
             return torch.optim.SGD(groups, lr=lr, momentum=s.momentum, nesterov=s.momentum > 0, foreach=True)
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
+        kind = torch.optim.Adam if s.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=lr, fused=True)
 
     def _lr(self, stage: Stage, step: int) -> float:
         """Cosine from ``stage.lr`` to 0, after a linear warm-up."""

@@ -168,7 +168,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("train.optimizer",),
         TRAINING,
         ("--optimizer",),
-        {"type": click.Choice(["adamw", "sgd"]), "help": "Of all parameters; sgd wants a larger --lr."},
+        {"type": click.Choice(["adamw", "adam", "sgd"]), "help": "Of all parameters; sgd wants a larger --lr."},
     ),
     "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
     "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
