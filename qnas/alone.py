@@ -153,6 +153,7 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         processes,
         sampler=OnlySample(pinned.highest()),
         started=started,
+        recorded=run.recorded_supervision(),
     )
     train_in_folder(trainer, folder, processes)
     result = {"key": key, "sample": pinned.highest(), **settings.to_json(), "id": folder.name}

@@ -25,6 +25,7 @@ from qnas.machine import check_compiler, resolve_machine
 from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes, resolve_device
+from qnas.protocols import State
 from qnas.recorder import NullRecorder, Recorder
 from qnas.records import keep_records
 from qnas.search import Search, SearchSettings
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 DATA = "data.json"
 INIT = "init.json"
+SUPERVISION = "supervision.json"
 PHASES = (
     "profile",
     "train",
@@ -106,13 +108,15 @@ class Run:
         calibrators = {"calibrators": components.calibrator_names(registry, config)}
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=calibrators)})
         probe.config = config
-        probe.check()
+        outside = probe.check()
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
         if config.train.init is not None:
             initial = Path(config.train.init).absolute()  # the run may go on from another folder
             write_json(path / INIT, {"path": str(initial), "sha256": file_digest(initial)})
+        if outside:
+            write_json(path / SUPERVISION, outside)
         write_text(path / CONFIG, config.to_toml())
         run = cls(store, config, registry, recorder)
         for name in ("data", "space"):  # already built for the check
@@ -133,6 +137,21 @@ class Run:
         except BaseException:
             store.close()
             raise
+        return run
+
+    @classmethod
+    def read(cls, path: Path, registry: Registry, device: torch.device) -> Run:
+        """Open a run directory only to read it, whoever holds it; this process's threads stay as they are.
+
+        Args:
+            path: of the directory.
+            registry: of the plugins.
+            device: where its nets are calibrated and measured.
+        """
+        store = RunDirectory(path, read_only=True)
+        config = load_config(read_toml(path / CONFIG)).model_copy(update={"threads": None})
+        run = cls(store, config, registry)
+        run.processes = Processes(device)
         return run
 
     @classmethod
@@ -162,8 +181,11 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def check(self) -> None:
+    def check(self) -> State:
         """Resolve every name and option that the run will need, and the constraints.
+
+        Returns:
+            What names anything outside the run that its supervision learns from.
 
         Raises:
             QnasError: whatever would stop the run later.
@@ -171,11 +193,10 @@ class Run:
         config, registry = self.config, self.registry
         for kind, name in (
             ("sampler", config.train.sampler),
-            ("supervision", config.train.supervision),
             ("device", config.deploy_device),
         ):
             registry.load(kind, name)
-        components.make_task(registry, config)
+        task = components.make_task(registry, config)
         from qnas.retrain import check_retrain
 
         components.check_folding(registry, config)
@@ -189,6 +210,8 @@ class Run:
         self._check_ranges(supernet)
         if config.train.init is not None:
             load_initial_weights(supernet, Path(config.train.init))
+        device = torch.device(resolve_device(config.device, missing="cpu"))
+        return components.make_supervision(registry, config, task, self.data, device)[1]
 
     def _check_ranges(self, supernet: Supernet) -> None:
         """Raise ``PluginError`` where a stage's calibrator meets a quantizer that takes no range."""
@@ -310,7 +333,13 @@ class Run:
         with self.phase("train"):
             supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
             trainer = components.build_trainer(
-                self.registry, self.config, supernet, self.data, self.recorder, self.processes
+                self.registry,
+                self.config,
+                supernet,
+                self.data,
+                self.recorder,
+                self.processes,
+                recorded=self.recorded_supervision(),
             )
             if latest is not None:
                 load_checkpoint(trainer, latest)
@@ -321,6 +350,10 @@ class Run:
             trainer.run(self._save)
             self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
+
+    def recorded_supervision(self) -> State:
+        """Return what names anything outside the run that its supervision learned from when the run was made."""
+        return dict(self.store.read_json(self.store.path / SUPERVISION, {}))
 
     def load_initial(self, supernet: Supernet) -> None:
         """Start from the file that the run was made with.

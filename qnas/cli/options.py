@@ -275,6 +275,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     ),
 }
 _LISTS = {
+    "supervision_option": (
+        "train.supervision_options.",
+        TRAINING,
+        "--supervision-option",
+        "Option of the supervision, such as teacher=runs/big.",
+    ),
     "space_option": ("space.options.", MODEL, "--space-option", "Option of the space, such as kernels=3,5."),
     "strategy_option": ("search.options.", SEARCHING, "--strategy-option", "Option of the strategy."),
 }
