@@ -279,7 +279,7 @@ def make_supervision(
         changed = next(n for n in (*found, *recorded) if found.get(n) != recorded.get(n))
         raise StoreError(
             f"What supervision {name!r} learns from ({found.get('path', name)}) changed since the run was made: "
-            f"{changed} was {recorded.get(changed)!r}, now it is {found.get(changed)!r}. Restore it, or start a new run."
+            f"{changed} was {recorded.get(changed)!r}, now {found.get(changed)!r}. Restore it, or start a new run."
         )
     return supervision, found
 

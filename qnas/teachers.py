@@ -207,7 +207,8 @@ def _as_teacher(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        said = str(error).replace("initial weights", "teacher's weights").replace("--init", "train.supervision_options")
+        said = str(error).replace("initial weights", "teacher's weights")
+        said = said.replace("--init", "train.supervision_options")
         raise ConfigError(said) from error
 
 

@@ -1,6 +1,6 @@
 """A teacher that is not trained: every subnet learns its softmax.
 
-The distributional loss of Liu et al., "ReActNet", ECCV 2020, Sec. 4.3; Kim et al., "BASQ", ECCV 2022, Sec. 6, train by it
+Liu et al., "ReActNet", ECCV 2020, Sec. 4.3; Kim et al., "BASQ", ECCV 2022, Sec. 6, train by it
 under a ResNet-50.
 """
 
