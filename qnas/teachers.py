@@ -192,7 +192,7 @@ def teacher_of_file(
     if not report.whole:
         raise ConfigError(
             f"The teacher's weights {path} are not all of the largest network of space {space!r} with "
-            f"{data.num_classes} classes: {report.summary()}{_narrow(report)}. Correct space and space_options (such as "
+            f"{data.num_classes} classes: {report.summary()}{_narrow(report)}. Correct space and its options (such as "
             "width), or give another file."
         )
     supernet.set_mode("float")
