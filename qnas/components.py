@@ -296,12 +296,13 @@ def build_trainer(
     started: Sequence[str] = (),
     task: Task | None = None,
     recorded: Mapping[str, Any] | None = None,
+    settle: Callable[[Supernet], None] | None = None,
 ) -> Trainer:
     """Return a trainer at its start, on the device of the processes.
 
     Args:
         sampler, task: instead of the configuration's.
-        started: see :class:`qnas.train.Trainer`.
+        started, settle: see :class:`qnas.train.Trainer`.
         recorded: see :func:`make_supervision`.
     """
     train = config.train
@@ -344,6 +345,7 @@ def build_trainer(
         calibrators=range_calibrators(registry, config),
         loss=task.loss,
         started=started,
+        settle=settle,
     )
 
 

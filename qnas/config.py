@@ -79,6 +79,10 @@ class StageConfig(_Section):
     inherit: bool = False
     restart: bool = False
     calibrator: str | None = None
+    parameters: Literal["all", "norms", "biases"] = Field(
+        default="all",
+        description="in [[retrain.stages]]: train norms and clips alone, or their biases and clips",
+    )
 
 
 class TrainConfig(_Section):
@@ -258,6 +262,12 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
             "No stage trains (all epochs are 0), and there are no weights to start from. Give at least one epoch, or "
             "a file by --init."
         )
+    for stage in config.train.stages:
+        if stage.parameters != "all":
+            raise ConfigError(
+                f"Stage {stage.name!r} of train.stages cannot have parameters = {stage.parameters!r}: its "
+                "norms are shared by all subnets, and what is finetuned belongs to one. Give it in [[retrain.stages]]."
+            )
     names = [stage.name for stage in config.train.all_stages()]
     if len(set(names)) != len(names):
         raise ConfigError(f"train.stages must have different names; given: {', '.join(names)}. Rename one.")

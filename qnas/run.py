@@ -197,7 +197,7 @@ class Run:
         ):
             registry.load(kind, name)
         task = components.make_task(registry, config)
-        from qnas.retrain import check_retrain
+        from qnas.retrain import check_retrain, check_tuned
 
         components.check_folding(registry, config)
         components.subnet_calibrators(registry, config)
@@ -208,6 +208,7 @@ class Run:
         check_retrain(config, registry)
         supernet = components.build_supernet(registry, config, self.space, self.data)
         self._check_ranges(supernet)
+        check_tuned(config, supernet)
         if config.train.init is not None:
             load_initial_weights(supernet, Path(config.train.init))
         device = torch.device(resolve_device(config.device, missing="cpu"))

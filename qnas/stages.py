@@ -122,7 +122,7 @@ class TrainedStages:
                 self._evaluators = {name: kept for name, kept in self._evaluators.items() if not is_alone(name)}
             self._evaluators[stage] = components.build_evaluator(
                 run.registry,
-                run.config,
+                find_net(run, stage).settings.judging(run) if is_alone(stage) else run.config,
                 self.supernet(stage),
                 run.data,
                 stage,

@@ -280,8 +280,34 @@ def print_retrained(nets: Sequence[Mapping[str, Any]]) -> None:
             f"{net['image_passes']:,.0f}",
         )
     stdout_console().print(table)
+    _print_changes([net for net in nets if net.get("before")])
     passes = sum(net["image_passes"] for net in nets)
     click.echo(f"Passes: images through the run's largest subnet, smaller ones by their MACs; {passes:,.0f} in all")
+
+
+def _print_changes(nets: Sequence[Mapping[str, Any]]) -> None:
+    """Print the test scores of searched points with the supernet's weights and trained again; nothing without any."""
+    from rich.table import Table
+
+    if not nets:
+        return
+    metric = nets[0]["metric"]
+    table = Table(title=f"{metric}, test split: chosen without it, only reported", title_justify="left")
+    for name in ("subnet", "trained through"):
+        table.add_column(name)
+    for name in ("as searched", "trained again", "difference (95% interval)"):
+        table.add_column(name, justify="right")
+    for net in nets:
+        before, change = net["before"], net["before"]["difference"]
+        interval = f" ({change['low']:+.2%} to {change['high']:+.2%})" if "low" in change else ""
+        table.add_row(
+            net["key"],
+            ", ".join(stage["name"] for stage in net["stages"]),
+            scored(before["metrics"]["test"], before["standard_error"]["test"]),
+            scored(net["metrics"]["test"][metric], net["standard_error"]["test"]),
+            f"{change['value']:+.2%}{interval}",
+        )
+    stdout_console().print(table)
 
 
 def print_rank(result: Mapping[str, Any]) -> None:

@@ -126,7 +126,19 @@ def front(data: ReportData) -> Markup:
     saves = [tag("button", f"Front as {kind.upper()}", type="button", data_save=kind) for kind in ("csv", "json")]
     downloads = tag("div", *saves, class_="controls scripted")
     latency = [tag("p", f"{said}.", class_="note") for said in sentences(data.front)]
-    return join([*parts, tables.front_table(data), *latency, _ties_said(data), downloads], "\n")
+    again = _retrained(data)
+    return join([*parts, tables.front_table(data), *latency, _ties_said(data), downloads, *again], "\n")
+
+
+def _retrained(data: ReportData) -> list[Markup]:
+    """Return the points that were trained again, before and after; nothing where none was."""
+    if not data.retrained:
+        return []
+    said = (
+        "Trained again from the searched points, each net by itself. They were chosen on the search split; the test "
+        "split is only reported. Differences have the 95% interval of two nets on the same images."
+    )
+    return [tables.retrained_table(data), tag("p", said, class_="note")]
 
 
 def _ties_said(data: ReportData) -> Markup | None:
