@@ -137,6 +137,9 @@ class SearchConfig(_Section):
     options: dict[str, Any] = {}
     predictor: str | None = Field(default=None, description="search on predictions; `evaluations` counts them")
     measured: int = Field(default=20, ge=1, description="best predicted subnets that are judged at the end")
+    kfold: int = Field(
+        default=0, ge=0, description="after the search, folds that select in turn, the others test; 0: none"
+    )
 
     @field_validator("predictor")
     @classmethod

@@ -49,6 +49,7 @@ PHASES = (
     "train",
     "predictor",
     "search",
+    "kfold",
     "retrain",
     "export",
     "verify",
@@ -248,6 +249,9 @@ class Run:
                 raise ConstraintError(
                     f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
                 )
+        from qnas.kfold import check_kfold
+
+        check_kfold(config, self.data, components.make_task(self.registry, config))
         if config.search.predictor is not None:
             from qnas.predictor import check_predictor
 
@@ -391,7 +395,8 @@ class Run:
         """Search the subnets of one stage, by default the last one, with this run's settings or others.
 
         Returns:
-            What ``front.json`` holds; nothing in a follower.
+            What ``front.json`` holds, with ``kfold`` where that is asked for (:func:`qnas.kfold.kfold`); nothing in a
+            follower.
         """
         evaluator = self.stages.evaluator(stage)
         if not self.processes.leader:
@@ -404,7 +409,14 @@ class Run:
             search = self._make_search(config, evaluator)
             with self.phase("search"):
                 search.run()
-                return search.write_front()
+                front = search.write_front()
+            if config.search.kfold:
+                from qnas.kfold import kfold
+
+                make = components.strategy_maker(self.registry, config.search.strategy, config.search.options)
+                with self.phase("kfold"):
+                    front["kfold"] = kfold(search, make, config.search.kfold)
+            return front
 
     def _make_search(self, config: RunConfig, evaluator: Evaluator) -> Search:
         """Return a search, begun or to go on; with a predictor, once that is fitted."""

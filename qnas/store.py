@@ -9,7 +9,7 @@ RUN/
   supervision.json       path and digest of what the supervision learns from outside the run, such as a teacher
   trials.sqlite          evaluations, trials and the state of every search
   stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress; records.jsonl: events
-  searches/NN-name/      front.json
+  searches/NN-name/      front.json; kfold-K.json: the same search on K folds of the search split
   alone/KEY-START-ID/    stages/, result.json of a subnet that was trained by itself
   retrain.json           which of those are searched points that were trained again
   predictors/STAGE/      samples.json, predictor.safetensors, predictor.json: a predictor of accuracy and its score

@@ -69,6 +69,8 @@ class LineRecorder:
             text = f"insights: stage {values['stage']}, {values['total']} subnets"
         elif event == "measuring":
             text = f"latency: {values['name']}, {values['total']} nets to measure"
+        elif event == "fold":
+            text = f"kfold: {values['name']}, fold {values['fold']}/{values['folds']}"
         elif event == "alone":
             text = f"alone: {values['number']}/{values['total']}, {', '.join(values['keys'])}"
         elif event == "phase" and values["state"] == "end":
@@ -153,6 +155,10 @@ class ProgressRecorder:
             self._begin(f"latency of {values['name']}", values["total"])
         elif event == "measured":
             self._advance("", "nets", values["new"])
+        elif event == "fold":
+            self._begin(f"fold {values['fold']}/{values['folds']}", values["evaluations"])
+        elif event == "fold_trial":
+            self._advance("", "subnets", values["new"])
         elif event == "alone":
             self._prefix = f"{values['number']}/{values['total']} "
         elif event == "phase" and values["state"] != "start":
@@ -225,6 +231,11 @@ def print_front(front: Mapping[str, Any]) -> None:
     click.echo(
         f"Hypervolume {volume['search']:.4f} (search), {volume['test']:.4f} (test); reference point: {reference}"
     )
+    if "kfold" in front:
+        from qnas import kfold_said
+
+        for sentence in kfold_said.sentences(front["kfold"]):
+            click.echo(sentence)
 
 
 def print_latency_table(value: Mapping[str, Any]) -> None:

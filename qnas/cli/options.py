@@ -216,6 +216,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("--measured",),
         {"type": int, "help": "With a predictor: subnets judged in the end."},
     ),
+    "kfold": (
+        ("search.kfold",),
+        SEARCHING,
+        ("--kfold",),
+        {"type": int, "metavar": "K", "help": "Then search K times on a K-th of the search split, tested on the rest."},
+    ),
     "objective": (
         ("search.objectives",),
         SEARCHING,

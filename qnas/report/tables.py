@@ -110,6 +110,18 @@ def retrained_table(data: ReportData) -> Markup:
     return table("Points trained again by themselves", ["Subnet", "Stages", "Bits", *map(num, scores)], rows)
 
 
+def kfold_table(found: Json, score: str) -> Markup:
+    """Return the net that each fold chose, with its score on the fold and on all other images."""
+    headers = ["Fold", *map(num, ("Images", "Subnets")), "Chosen", *map(num, ("On the fold", "On the others"))]
+    rows = []
+    for number_, fold in enumerate(found["folds"], start=1):
+        cells = [tag("th", number_, scope="row"), cell(fold["images"]), cell(fold["evaluations"])]
+        cells.append(tag("td", tag("code", fold["key"]) if fold["key"] else "none meets the constraints"))
+        cells += [_score_cell({score: fold.get(name)}, None, score) for name in ("own", "others")]
+        rows.append(tag("tr", *cells))
+    return table(f"{heading(score)} of the nets that the folds chose", headers, rows)
+
+
 def _difference_cell(difference: Json) -> Markup:
     value, low, high = (number(difference, name) for name in ("value", "low", "high"))
     if value is None:
