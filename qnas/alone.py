@@ -21,14 +21,14 @@ from qnas.config import RunConfig, StageConfig
 from qnas.errors import ConfigError
 from qnas.files import write_json
 from qnas.nn.elastic import ElasticConv
-from qnas.nn.supernet import Supernet
+from qnas.nn.supernet import Supernet, take_statistics
 from qnas.processes import Processes
 from qnas.records import keep_records
 from qnas.retrained import ALONE, RESULT
 from qnas.rng import integer_seed
 from qnas.scoring import score_error
 from qnas.space import Sample, SearchSpace
-from qnas.train import BIT_KNOBS, Progress, Stage, Trainer, set_stage_mode
+from qnas.train import ALL, BIT_KNOBS, Progress, Stage, Trainer, set_stage_mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Start = Literal["scratch", "supernet"]
 STARTS: tuple[Start, ...] = ("scratch", "supernet")
 FOLDER = ALONE
+BN = "bn"  # the calibrator of running statistics
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,22 @@ class AloneSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON; what names a training, so a field that came later is left out where empty."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "own"}
-        return {**values, "own": [stage.model_dump(mode="json") for stage in self.own]} if self.own else values
+        own = [stage.model_dump(mode="json") for stage in self.own]
+        for stage in own:
+            if stage["parameters"] == ALL:
+                del stage["parameters"]
+        return {**values, "own": own} if own else values
+
+    def judging(self, run: Run) -> RunConfig:
+        """Return the run's configuration with the calibrators that judge the net.
+
+        What was finetuned belongs to the running statistics that it was finetuned with, so these stay.
+        """
+        config = run.config
+        if self.stages(config)[-1].parameters == ALL:
+            return config
+        kept = tuple(name for name in components.calibrator_names(run.registry, config) if name != BN)
+        return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"calibrators": kept})})
 
 
 class OnlySample:
@@ -153,22 +169,35 @@ def train_alone(run: Run, sample: Sample, settings: AloneSettings, processes: Pr
         processes,
         sampler=OnlySample(pinned.highest()),
         started=started,
+        recorded=run.recorded_supervision(),
+        settle=lambda supernet: _settle(run, supernet, pinned.highest(), processes.device),
     )
     train_in_folder(trainer, folder, processes)
     result = {"key": key, "sample": pinned.highest(), **settings.to_json(), "id": folder.name}
     result["stages"] = [{"name": s.name, "epochs": s.epochs, "lr": s.lr} for s in trainer.stages]
     result["image_passes"] = trainer.progress.image_passes * _relative_macs(run.space, pinned)
-    result.update(_judge(run, trainer, pinned.highest(), f"{FOLDER}/{folder.name}", processes.device))
+    judging = settings.judging(run)
+    result.update(_judge(run, judging, trainer, pinned.highest(), f"{FOLDER}/{folder.name}", processes.device))
     if processes.leader:
         write_json(folder / RESULT, result)
     return result
 
 
-def _judge(run: Run, trainer: Trainer, sample: Sample, stage: str, device: torch.device) -> dict[str, Any]:
+@torch.no_grad()
+def _settle(run: Run, supernet: Supernet, sample: Sample, device: torch.device) -> None:
+    """Give a net the statistics that the run's calibrators find for it, as when it was judged."""
+    evaluator = components.build_evaluator(run.registry, run.config, supernet.cpu(), run.data, "", device)
+    take_statistics(supernet, evaluator.calibrated(sample).cpu())
+    supernet.to(device)
+
+
+def _judge(
+    run: Run, config: RunConfig, trainer: Trainer, sample: Sample, stage: str, device: torch.device
+) -> dict[str, Any]:
     """Return what the run's evaluator says of the trained subnet, by split."""
     supernet = trainer.supernet.cpu().eval()
     set_stage_mode(supernet, trainer.stages[-1])
-    evaluator = components.build_evaluator(run.registry, run.config, supernet, run.data, stage, device)
+    evaluator = components.build_evaluator(run.registry, config, supernet, run.data, stage, device)
     result: dict[str, Any] = {"metric": evaluator.task.metric}
     for name in ("metrics", "standard_error", "num_images", "correct"):
         result[name] = {}

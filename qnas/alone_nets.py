@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -40,12 +41,16 @@ class AloneNet:
         """Return the space with nothing but this net."""
         return self.settings.space(run).pin(self.sample)
 
+    def checkpoint(self, run: Run) -> Path:
+        """Return the file of its weights."""
+        names = [stage.name for stage in self.settings.stages(run.config)]
+        return stage_checkpoints(run.store.path / self.stage, names)[-1]
+
     def supernet(self, run: Run) -> Supernet:
         """Return the net, as a supernet with one subnet."""
         stages = self.settings.stages(run.config)
-        path = stage_checkpoints(run.store.path / self.stage, [stage.name for stage in stages])[-1]
         supernet = components.build_supernet(run.registry, run.config, run.space, run.data)
-        load_weights(supernet, path)
+        load_weights(supernet, self.checkpoint(run))
         set_stage_mode(supernet, Stage(**stages[-1].model_dump()))
         supernet.space = self.space(run)
         supernet.eval()

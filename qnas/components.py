@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from qnas.config import MODULE_SPACE, RunConfig, module_source
 from qnas.constraints import parse_constraint
 from qnas.data import Data, ImageSet, TrainBatches, prepare
-from qnas.errors import ConfigError, PluginError, unknown_name
+from qnas.errors import ConfigError, PluginError, StoreError, unknown_name
 from qnas.evaluate import Evaluator, EvaluatorSettings, SizedBatches
 from qnas.factories import find_factory
 from qnas.latency import LATENCY
@@ -22,7 +22,20 @@ from qnas.nn.quantizer import Quantizer, QuantizerSite
 from qnas.nn.supernet import BuildContext, Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes
-from qnas.protocols import Calibrator, CostModel, FeatureTask, RangeCalibrator, Sampler, SearchProblem, Strategy, Task
+from qnas.protocols import (
+    Calibrator,
+    CostModel,
+    FeatureTask,
+    PreparedSupervision,
+    RangeCalibrator,
+    Sampler,
+    SearchProblem,
+    State,
+    Strategy,
+    Supervision,
+    Task,
+    TrainingContext,
+)
 from qnas.rng import integer_seed
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
 from qnas.train import Stage, Trainer, TrainSettings
@@ -235,6 +248,42 @@ def make_stages(config: RunConfig) -> tuple[Stage, ...]:
     return tuple(Stage(**stage.model_dump()) for stage in config.train.all_stages())
 
 
+def make_supervision(
+    registry: Registry,
+    config: RunConfig,
+    task: Task,
+    data: Data,
+    device: torch.device,
+    recorded: Mapping[str, Any] | None = None,
+) -> tuple[Supervision, State]:
+    """Return the configured supervision, ready to train, and what names anything that it needs outside the run.
+
+    Args:
+        recorded: the same of when the run was made; ``None`` where nothing is recorded yet.
+
+    Raises:
+        StoreError: what it needs is not what the run was made with.
+    """
+    name = config.train.supervision
+    supervision: Supervision = make(
+        registry.load("supervision", name),
+        f"supervision {name!r}",
+        "train.supervision_options",
+        config.train.supervision_options,
+        task,
+    )
+    if not isinstance(supervision, PreparedSupervision):
+        return supervision, {}
+    found = supervision.begin_training(TrainingContext(data, device, registry, dict(recorded or {})))
+    if recorded is not None and found != recorded:
+        changed = next(n for n in (*found, *recorded) if found.get(n) != recorded.get(n))
+        raise StoreError(
+            f"What supervision {name!r} learns from ({found.get('path', name)}) changed since the run was made: "
+            f"{changed} was {recorded.get(changed)!r}, now {found.get(changed)!r}. Restore it, or start a new run."
+        )
+    return supervision, found
+
+
 def build_trainer(
     registry: Registry,
     config: RunConfig,
@@ -246,12 +295,15 @@ def build_trainer(
     sampler: Sampler | None = None,
     started: Sequence[str] = (),
     task: Task | None = None,
+    recorded: Mapping[str, Any] | None = None,
+    settle: Callable[[Supernet], None] | None = None,
 ) -> Trainer:
     """Return a trainer at its start, on the device of the processes.
 
     Args:
         sampler, task: instead of the configuration's.
-        started: see :class:`qnas.train.Trainer`.
+        started, settle: see :class:`qnas.train.Trainer`.
+        recorded: see :func:`make_supervision`.
     """
     train = config.train
     task = task or make_task(registry, config)
@@ -274,13 +326,7 @@ def build_trainer(
             "train.sampler_options",
             train.sampler_options,
         ),
-        make(
-            registry.load("supervision", train.supervision),
-            f"supervision {train.supervision!r}",
-            "train.supervision_options",
-            train.supervision_options,
-            task,
-        ),
+        make_supervision(registry, config, task, data, processes.device, recorded)[0],
         make_stages(config),
         TrainSettings(
             num_subnets=train.num_subnets,
@@ -300,6 +346,7 @@ def build_trainer(
         calibrators=range_calibrators(registry, config),
         loss=task.loss,
         started=started,
+        settle=settle,
     )
 
 

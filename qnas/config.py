@@ -79,6 +79,10 @@ class StageConfig(_Section):
     inherit: bool = False
     restart: bool = False
     calibrator: str | None = None
+    parameters: Literal["all", "norms", "biases"] = Field(
+        default="all",
+        description="in [[retrain.stages]]: train norms and clips alone, or their biases and clips",
+    )
 
 
 class TrainConfig(_Section):
@@ -93,10 +97,10 @@ class TrainConfig(_Section):
     float_epochs: int = Field(default=6, ge=0)
     epochs: int = Field(default=14, ge=0, description="quantized epochs")
     lr: float = Field(default=6e-3, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd, after Nesterov")
     weight_decay: float = Field(
-        default=1e-4, ge=0, description="of weights: decoupled by adamw, in the gradient by sgd"
+        default=1e-4, ge=0, description="of weights: decoupled by adamw, in the gradient by adam and sgd"
     )
     quantizer_lr: float = Field(default=1.0, gt=0, description="learning rate of quantizers, as a multiple of lr")
     clip_lr: float = Field(default=1.0, gt=0, description="that of learned clip values, as a multiple of lr")
@@ -134,6 +138,9 @@ class SearchConfig(_Section):
     options: dict[str, Any] = {}
     predictor: str | None = Field(default=None, description="search on predictions; `evaluations` counts them")
     measured: int = Field(default=20, ge=1, description="best predicted subnets that are judged at the end")
+    kfold: int = Field(
+        default=0, ge=0, description="after the search, folds that select in turn, the others test; 0: none"
+    )
 
     @field_validator("predictor")
     @classmethod
@@ -259,6 +266,12 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
             "No stage trains (all epochs are 0), and there are no weights to start from. Give at least one epoch, or "
             "a file by --init."
         )
+    for stage in config.train.stages:
+        if stage.parameters != "all":
+            raise ConfigError(
+                f"Stage {stage.name!r} of train.stages cannot have parameters = {stage.parameters!r}: its "
+                "norms are shared by all subnets, and what is finetuned belongs to one. Give it in [[retrain.stages]]."
+            )
     names = [stage.name for stage in config.train.all_stages()]
     if len(set(names)) != len(names):
         raise ConfigError(f"train.stages must have different names; given: {', '.join(names)}. Rename one.")

@@ -138,11 +138,15 @@ class Evaluator:
 
     def subnet(self, sample: Mapping[str, Value]) -> Subnet:
         """Return the subnet as it is judged and deployed: extracted, calibrated, folded."""
+        return round_biases(self.calibrated(sample).cpu().fold())
+
+    def calibrated(self, sample: Mapping[str, Value]) -> Subnet:
+        """Return the subnet before it is folded: extracted and calibrated, on the device."""
         subnet = self.supernet.extract(sample)
         subnet.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for calibrator in self.calibrators:
             calibrator.calibrate(subnet, self.calibration_images(subnet.resolution))
-        return round_biases(subnet.cpu().fold())
+        return subnet
 
     def calibration_images(self, size: int) -> Iterable[Tensor]:
         """Return the normalised batches that calibrators look at, at one resolution."""

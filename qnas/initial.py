@@ -43,6 +43,7 @@ class InitReport:
         unused: names of those that have no counterpart in the supernet.
         unfit: those whose counterpart is of another shape, with both shapes.
         kept: names of the supernet's tensors that kept their random start.
+        prefixes: names of those that the file's fill only a prefix of, since the supernet has more channels.
     """
 
     path: str
@@ -51,6 +52,7 @@ class InitReport:
     unused: tuple[str, ...]
     unfit: tuple[str, ...]
     kept: tuple[str, ...]
+    prefixes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return one line."""
@@ -65,6 +67,11 @@ class InitReport:
     def to_json(self) -> dict[str, Any]:
         """Return the fields and the summary as JSON."""
         return {**asdict(self), "summary": self.summary()}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file's network is the supernet's largest: every channel from the file, and all of the file."""
+        return not (self.kept or self.unused or self.unfit or self.prefixes)
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,13 @@ def load_initial_weights(supernet: Supernet, path: Path) -> InitReport:
         tensors = {n: t for n, t in tensors.items() if n.startswith("model.") and not _QUANTIZER.search(n)}
     state = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
     taken: set[str] = set()
-    kept, unfit = [], {}
+    kept, unfit, prefixes = [], {}, []
     for name, target in targets.items():
         source = tensors.get(target.source)
         if source is not None and _fit(state[name], source, target):
             taken.add(target.source)
+            if source.shape[:2] != state[name].shape[:2]:
+                prefixes.append(target.label)
             continue
         kept.append(target.label)
         if source is not None:
@@ -117,7 +126,8 @@ def load_initial_weights(supernet: Supernet, path: Path) -> InitReport:
         raise _misfit(supernet.space.name, path, tensors, taken, wanted)
     _check_finite(path, {name: tensors[name] for name in taken})
     supernet.load_state_dict(state)
-    return InitReport(str(path), len(tensors), len(taken), tuple(unused), tuple(unfit.values()), tuple(kept))
+    left = (tuple(unused), tuple(unfit.values()), tuple(kept), tuple(prefixes))
+    return InitReport(str(path), len(tensors), len(taken), *left)
 
 
 def file_digest(path: Path) -> str:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
-    from qnas.data import ImageSet
+    from qnas.data import Data, ImageSet
     from qnas.nn.features import FloatHead
     from qnas.nn.ranks import Ranks
     from qnas.nn.subnet import Subnet
     from qnas.nn.supernet import Supernet
+    from qnas.plugins import Registry
     from qnas.space import Indices, Sample, SearchSpace
 
 State = dict[str, Any]
@@ -77,6 +79,39 @@ class Supervision(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up a checkpointed state."""
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What a supervision that looks beyond its step is told before training.
+
+    Attributes:
+        data: of the run that trains.
+        device: on which this process trains.
+        registry: of the plugins.
+        recorded: what :meth:`PreparedSupervision.begin_training` returned when the run was made; empty for a new run.
+    """
+
+    data: Data
+    device: torch.device
+    registry: Registry
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class PreparedSupervision(Supervision, Protocol):
+    """A supervision that learns from something outside its run, such as another trained net."""
+
+    def begin_training(self, context: TrainingContext) -> State:
+        """Find what it needs, once in each process before training, and when a run is made, to check it.
+
+        Returns:
+            What names it, JSON-safe, with a digest of its contents: kept in the run's ``supervision.json``. A run that
+            goes on must find the same.
+
+        Raises:
+            QnasError: it is missing, or does not fit the run.
+        """
 
 
 @runtime_checkable

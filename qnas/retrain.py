@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qnas import components
@@ -19,9 +19,12 @@ from qnas.errors import ConfigError, StoreError
 from qnas.files import write_json
 from qnas.hypervolume import objective_box
 from qnas.nn.quantizer import ROLES
+from qnas.nn.supernet import Supernet, tuned_parameters
 from qnas.retrained import FILE, read_retrained
 from qnas.search import named_objectives
 from qnas.space import BIT_ROLES, Sample, SearchSpace
+from qnas.statistics import paired, unpack_correct
+from qnas.train import ALL
 
 if TYPE_CHECKING:
     from qnas.plugins import Registry
@@ -79,6 +82,7 @@ def check_retrain(config: RunConfig, registry: Registry) -> None:
                 f"A point of stage {name!r} would be trained again without quantizers for both weights and "
                 f"activations, by stage {last.name!r}. List [[retrain.stages]], the last one quantized."
             )
+        _check_finetuning(config)
         changed = config.train.model_copy(update={"stages": trained})
         components.range_calibrators(registry, config.model_copy(update={"train": changed}))
 
@@ -106,6 +110,42 @@ def _check_own_stages(config: RunConfig) -> None:
             )
 
 
+def _check_finetuning(config: RunConfig) -> None:
+    """Raise ``ConfigError`` where norms would be finetuned in a net that nothing trained."""
+    stages = config.retrain.stages
+    if config.retrain.start == "scratch" and stages and stages[0].parameters != ALL:
+        raise ConfigError(
+            f"Stage {stages[0].name!r} of retrain.stages trains parameters = {stages[0].parameters!r} alone, but "
+            "retrain.start is 'scratch', so the weights would stay random. Give start = 'supernet', or a stage before."
+        )
+
+
+def check_tuned(config: RunConfig, supernet: Supernet) -> None:
+    """Refuse finetuning that a network's parts do not allow.
+
+    Raises:
+        ConfigError: there is nothing to finetune, or a quantizer's range follows batches, as calibrated statistics do.
+    """
+    if config.retrain.points == "none":
+        return
+    for stage in config.retrain.stages:
+        if stage.parameters == ALL:
+            continue
+        if not tuned_parameters(supernet, stage.parameters):
+            raise ConfigError(
+                f"Stage {stage.name!r} of retrain.stages trains parameters = {stage.parameters!r}, but space "
+                f"{config.space.name!r} has no batch normalisation, and its quantizers have no clip values. Leave "
+                "parameters out."
+            )
+        following = [quantizer for quantizer in supernet.quantizers() if quantizer.follows_batches]
+        if following:
+            raise ConfigError(
+                f"Stage {stage.name!r} of retrain.stages trains parameters = {stage.parameters!r}, after which nothing "
+                f"is calibrated, but quantizer {config.quantization.act_quantizer!r} takes its ranges from "
+                "calibration. Leave parameters out, or choose another --act-quantizer."
+            )
+
+
 def retrain(run: Run) -> list[dict[str, Any]]:
     """Train the points that the configuration asks for; go on where it was stopped. Every process takes part.
 
@@ -126,12 +166,37 @@ def retrain(run: Run) -> list[dict[str, Any]]:
         run.recorder.record("alone", {"number": number, "total": len(jobs), "keys": [key]})
         result = train_alone(run, job.sample, job.settings, run.processes)
         net = {"search": job.search, "searched_key": job.searched_key, "bits": job.bits, "id": result["id"]}
+        if run.processes.leader and job.bits is None:
+            net["before"] = _before(run, job, result)
         nets.append(net)
         results.append({**result, **net})
     if run.processes.leader:
         value = {"points": run.config.retrain.points, "nets": nets, "hypervolume": _box(run)}
         write_json(run.store.path / FILE, value)
     return results
+
+
+def _before(run: Run, job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the point was judged with the supernet's weights, and what training changed on the test split.
+
+    Selection saw the search split alone; the test split is only reported.
+    """
+    front = next(front for front in run.fronts() if front["search"] == job.search)
+    point = next(point for point in front["points"] if point["key"] == job.searched_key)
+    metric = front["metric"]
+    score, after = point["test"][metric], result["metrics"]["test"][metric]
+    value: dict[str, Any] = {
+        "metrics": {"search": point["metrics"][metric], "test": score},
+        "standard_error": {"search": point["standard_error"], "test": point["test"]["standard_error"]},
+        "difference": {"value": after - score},
+    }
+    stored = [e for e in run.store.evaluations(point["key"], "test") if e[0][metric] == score and e[2]]
+    if stored and result["correct"]["test"]:
+        _, images, packed = stored[-1]
+        answers = (unpack_correct(bits, images) for bits in (bytes.fromhex(result["correct"]["test"]), packed))
+        found = paired(*answers)
+        value["difference"] = {**asdict(found.difference), "p_value": found.p_value}
+    return value
 
 
 def list_retrained(run: Run) -> list[dict[str, Any]]:

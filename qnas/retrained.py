@@ -42,8 +42,9 @@ def read_retrained(run: Path) -> dict[str, Any]:
 
     Returns:
         ``nets``, a result each (see :func:`qnas.alone.train_alone`) with ``search`` and ``searched_key``, the point
-        that it comes from, and ``bits``, the bit-width of all its layers (``None``: the point's own); ``hypervolume``,
-        the box of the run's space by metric.
+        that it comes from, and ``bits``, the bit-width of all its layers (``None``: the point's own; then with
+        ``before``: the point's ``metrics`` and ``standard_error`` with the supernet's weights, and the ``difference``
+        on the test split); ``hypervolume``, the box of the run's space by metric.
 
     Raises:
         StoreError: a file is damaged.

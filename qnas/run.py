@@ -25,6 +25,7 @@ from qnas.machine import check_compiler, resolve_machine
 from qnas.nn.supernet import Supernet
 from qnas.plugins import Registry
 from qnas.processes import Processes, resolve_device
+from qnas.protocols import State
 from qnas.recorder import NullRecorder, Recorder
 from qnas.records import keep_records
 from qnas.search import Search, SearchSettings
@@ -42,11 +43,13 @@ if TYPE_CHECKING:
 
 DATA = "data.json"
 INIT = "init.json"
+SUPERVISION = "supervision.json"
 PHASES = (
     "profile",
     "train",
     "predictor",
     "search",
+    "kfold",
     "retrain",
     "export",
     "verify",
@@ -106,13 +109,15 @@ class Run:
         calibrators = {"calibrators": components.calibrator_names(registry, config)}
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=calibrators)})
         probe.config = config
-        probe.check()
+        outside = probe.check()
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
         if config.train.init is not None:
             initial = Path(config.train.init).absolute()  # the run may go on from another folder
             write_json(path / INIT, {"path": str(initial), "sha256": file_digest(initial)})
+        if outside:
+            write_json(path / SUPERVISION, outside)
         write_text(path / CONFIG, config.to_toml())
         run = cls(store, config, registry, recorder)
         for name in ("data", "space"):  # already built for the check
@@ -133,6 +138,21 @@ class Run:
         except BaseException:
             store.close()
             raise
+        return run
+
+    @classmethod
+    def read(cls, path: Path, registry: Registry, device: torch.device) -> Run:
+        """Open a run directory only to read it, whoever holds it; this process's threads stay as they are.
+
+        Args:
+            path: of the directory.
+            registry: of the plugins.
+            device: where its nets are calibrated and measured.
+        """
+        store = RunDirectory(path, read_only=True)
+        config = load_config(read_toml(path / CONFIG)).model_copy(update={"threads": None})
+        run = cls(store, config, registry)
+        run.processes = Processes(device)
         return run
 
     @classmethod
@@ -162,8 +182,11 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def check(self) -> None:
+    def check(self) -> State:
         """Resolve every name and option that the run will need, and the constraints.
+
+        Returns:
+            What names anything outside the run that its supervision learns from.
 
         Raises:
             QnasError: whatever would stop the run later.
@@ -171,12 +194,11 @@ class Run:
         config, registry = self.config, self.registry
         for kind, name in (
             ("sampler", config.train.sampler),
-            ("supervision", config.train.supervision),
             ("device", config.deploy_device),
         ):
             registry.load(kind, name)
-        components.make_task(registry, config)
-        from qnas.retrain import check_retrain
+        task = components.make_task(registry, config)
+        from qnas.retrain import check_retrain, check_tuned
 
         components.check_folding(registry, config)
         components.subnet_calibrators(registry, config)
@@ -187,8 +209,11 @@ class Run:
         check_retrain(config, registry)
         supernet = components.build_supernet(registry, config, self.space, self.data)
         self._check_ranges(supernet)
+        check_tuned(config, supernet)
         if config.train.init is not None:
             load_initial_weights(supernet, Path(config.train.init))
+        device = torch.device(resolve_device(config.device, missing="cpu"))
+        return components.make_supervision(registry, config, task, self.data, device)[1]
 
     def _check_ranges(self, supernet: Supernet) -> None:
         """Raise ``PluginError`` where a stage's calibrator meets a quantizer that takes no range."""
@@ -224,6 +249,9 @@ class Run:
                 raise ConstraintError(
                     f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
                 )
+        from qnas.kfold import check_kfold
+
+        check_kfold(config, self.data, components.make_task(self.registry, config))
         if config.search.predictor is not None:
             from qnas.predictor import check_predictor
 
@@ -310,7 +338,13 @@ class Run:
         with self.phase("train"):
             supernet = components.build_supernet(self.registry, self.config, self.space, self.data)
             trainer = components.build_trainer(
-                self.registry, self.config, supernet, self.data, self.recorder, self.processes
+                self.registry,
+                self.config,
+                supernet,
+                self.data,
+                self.recorder,
+                self.processes,
+                recorded=self.recorded_supervision(),
             )
             if latest is not None:
                 load_checkpoint(trainer, latest)
@@ -321,6 +355,10 @@ class Run:
             trainer.run(self._save)
             self.processes.share(None)  # the last checkpoint is there for all to read
         return trainer.progress
+
+    def recorded_supervision(self) -> State:
+        """Return what names anything outside the run that its supervision learned from when the run was made."""
+        return dict(self.store.read_json(self.store.path / SUPERVISION, {}))
 
     def load_initial(self, supernet: Supernet) -> None:
         """Start from the file that the run was made with.
@@ -357,7 +395,8 @@ class Run:
         """Search the subnets of one stage, by default the last one, with this run's settings or others.
 
         Returns:
-            What ``front.json`` holds; nothing in a follower.
+            What ``front.json`` holds, with ``kfold`` where that is asked for (:func:`qnas.kfold.kfold`); nothing in a
+            follower.
         """
         evaluator = self.stages.evaluator(stage)
         if not self.processes.leader:
@@ -370,7 +409,14 @@ class Run:
             search = self._make_search(config, evaluator)
             with self.phase("search"):
                 search.run()
-                return search.write_front()
+                front = search.write_front()
+            if config.search.kfold:
+                from qnas.kfold import kfold
+
+                make = components.strategy_maker(self.registry, config.search.strategy, config.search.options)
+                with self.phase("kfold"):
+                    front["kfold"] = kfold(search, make, config.search.kfold)
+            return front
 
     def _make_search(self, config: RunConfig, evaluator: Evaluator) -> Search:
         """Return a search, begun or to go on; with a predictor, once that is fitted."""

@@ -153,11 +153,11 @@ class Search:
         new = [i for i, key in enumerate(keys) if self.store.cached(key) is None]
         found = self.processes.map(self.evaluator.judge, [(samples[i], "search") for i in new])
         evaluations = dict(zip(new, found, strict=True))
-        latencies = self._latencies(samples)  # now that no process judges
+        latencies = self.latencies(samples)  # now that no process judges
         for i, (sample, cache_key) in enumerate(zip(samples, keys, strict=True)):
             self._finish(sample, cache_key, evaluations.get(i), latencies[i])
 
-    def _latencies(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
+    def latencies(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
         """Return the latency of each subnet as trials have it: measured or of the table; none where it is not asked."""
         latency = self.latency
         if latency is None:
@@ -205,9 +205,9 @@ class Search:
         Raises:
             ConstraintError: no judged subnet meets the constraints on measured metrics.
         """
-        return self._met(self.trials)
+        return self.met(self.trials)
 
-    def _met(self, trials: Sequence[Trial]) -> list[Trial]:
+    def met(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the front of trials, at least one of which must meet the constraints."""
         found = front(trials, self.objectives)
         if not found and trials:
@@ -223,8 +223,8 @@ class Search:
 
     def write_front(self) -> dict[str, Any]:
         """Report the front on the test split, choose one point, and write ``front.json``; return what it holds."""
-        measured = self._measured(self.front())
-        found = self._met(measured)
+        measured = self.measured(self.front())
+        found = self.met(measured)
         samples = [trial.sample for trial in found]
         # Only now, after selection.
         tests = measure(self.store, self.evaluator, self.processes, samples, "test", self.asked)
@@ -254,7 +254,7 @@ class Search:
         """Return what ``front.json`` says of a predictor; nothing without one."""
         return {}
 
-    def _measured(self, points: Sequence[Trial]) -> list[Trial]:
+    def measured(self, points: Sequence[Trial]) -> list[Trial]:
         """Return points with their latencies measured, whatever the trials were told, and their violations anew."""
         if self.latency is None:
             return list(points)

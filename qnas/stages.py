@@ -58,11 +58,13 @@ class TrainedStages:
         return [stage.name for stage in self.all()[: self.progress().stage]]
 
     def checkpoint(self, name: str | None = None) -> Path:
-        """Return the checkpoint after a stage, by default after the last one of all.
+        """Return the checkpoint after a stage, by default after the last one of all, or that of ``alone/FOLDER``.
 
         Raises:
             StoreError: there is no such stage, or it is not trained to its end.
         """
+        if name is not None and is_alone(name):
+            return find_net(self.run, name).checkpoint(self.run)
         number = self.number(name)
         if self.progress().stage <= number:
             which = "" if name is None else f" of stage {name!r}"
@@ -120,7 +122,7 @@ class TrainedStages:
                 self._evaluators = {name: kept for name, kept in self._evaluators.items() if not is_alone(name)}
             self._evaluators[stage] = components.build_evaluator(
                 run.registry,
-                run.config,
+                find_net(run, stage).settings.judging(run) if is_alone(stage) else run.config,
                 self.supernet(stage),
                 run.data,
                 stage,

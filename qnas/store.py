@@ -6,9 +6,10 @@ RUN/
   environment.json       versions and machine, as the run was made
   data.json              digest of the images that the run was made with
   init.json              path and digest of the file of initial weights, if there is one
+  supervision.json       path and digest of what the supervision learns from outside the run, such as a teacher
   trials.sqlite          evaluations, trials and the state of every search
   stages/NN-name/        checkpoint.safetensors: weights, optimizer while under way, progress; records.jsonl: events
-  searches/NN-name/      front.json
+  searches/NN-name/      front.json; kfold-K.json: the same search on K folds of the search split
   alone/KEY-START-ID/    stages/, result.json of a subnet that was trained by itself
   retrain.json           which of those are searched points that were trained again
   predictors/STAGE/      samples.json, predictor.safetensors, predictor.json: a predictor of accuracy and its score
@@ -315,7 +316,7 @@ def _is_free(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
-    early = ("environment.json", "data.json", "init.json")  # written before the configuration
+    early = ("environment.json", "data.json", "init.json", "supervision.json")  # written before the configuration
     left = {"lock", *early, *(name + PARTIAL for name in (*early, CONFIG))}
     return not names or ("lock" in names and names <= left)
 

@@ -16,7 +16,7 @@ from qnas.data import TrainBatches, resize
 from qnas.errors import TrainingDivergedError
 from qnas.nn.quantizer import ROLES
 from qnas.nn.ranks import Ranks
-from qnas.nn.supernet import Supernet
+from qnas.nn.supernet import Supernet, tuned_parameters
 from qnas.probe import Probe
 from qnas.processes import Processes
 from qnas.protocols import RangeCalibrator, Sampler, Supervision
@@ -24,6 +24,7 @@ from qnas.recorder import NullRecorder, Recorder
 from qnas.rng import generator
 from qnas.space import Sample, SearchSpace
 
+ALL = "all"  # what of a net a stage trains: everything
 BIT_KNOBS = {"weight": "w_bits", "activation": "a_bits"}  # the role of knobs that set a quantizer's bits
 CALIBRATION_BATCH = 128  # images that a calibrator of ranges sees at once
 
@@ -42,6 +43,8 @@ class Stage:
         inherit: start bit-widths that no earlier stage trained from the lowest one of the stage before (OQAT).
         restart: start the quantizers from data anew, though an earlier stage trained them.
         calibrator: name of what sets ranges at the stage's start; ``None`` for each quantizer's own rule.
+        parameters: what is trained: ``all``; ``norms``, gamma and beta of batch normalisation and the quantizers' clip
+            values; ``biases``, beta and clip values. All else is frozen; the rate then falls from the start.
     """
 
     name: str
@@ -54,6 +57,12 @@ class Stage:
     inherit: bool = False
     restart: bool = False
     calibrator: str | None = None
+    parameters: Literal["all", "norms", "biases"] = "all"
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether most of the net is frozen, so that its running statistics are those that it is judged with."""
+        return self.parameters != ALL
 
     @property
     def quantized_roles(self) -> tuple[str, ...]:
@@ -77,9 +86,10 @@ class TrainSettings:
 
     Attributes:
         num_subnets: subnets a step, drawn by the sampler.
-        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum.
+        optimizer: ``adamw``, ``adam``, or ``sgd`` with Nesterov's momentum.
         momentum: of ``sgd``; 0 for none.
-        weight_decay: of weights; norms and quantizers have none. Decoupled by ``adamw``, in the gradient by ``sgd``.
+        weight_decay: of weights; norms and quantizers have none. Decoupled by ``adamw``, in the gradient by
+            ``adam`` and ``sgd``.
         quantizer_lr: learning rate of quantizers, as a multiple of the stage's.
         clip_lr: that of their clip values (``Quantizer.clips``), likewise.
         clip_norm: largest norm of all gradients of a step.
@@ -89,7 +99,7 @@ class TrainSettings:
     """
 
     num_subnets: int = 4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     quantizer_lr: float = 1.0
@@ -132,6 +142,7 @@ class Trainer:
         calibrators: of ranges, by the names that stages use.
         loss: of outputs and labels, that calibrators may look at.
         started: roles whose quantizers are not to be started from data, since their weights were loaded.
+        settle: puts batch normalisation's running statistics where a stage that finetunes is to start from.
     """
 
     def __init__(
@@ -148,8 +159,11 @@ class Trainer:
         calibrators: Mapping[str, RangeCalibrator] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         started: Sequence[str] = (),
+        settle: Callable[[Supernet], None] | None = None,
     ) -> None:
         self.supernet = supernet
+        self.settle = settle
+        self._trainable = {id(p) for p in supernet.parameters() if p.requires_grad}
         self.processes = processes or Processes()
         self.calibrators = dict(calibrators or {})
         self.loss = loss
@@ -212,6 +226,10 @@ class Trainer:
                     self._calibrate(stage)
             if stage.inherit and earlier:
                 self._inherit(earlier, stage)
+            if stage.finetunes and self.settle is not None:
+                set_stage_mode(self.supernet, stage)
+                self.settle(self.supernet)
+        self._freeze(stage)
         self.supervision.begin_stage(bool(stage.quantized_roles), self.progress.epoch)
         self.supernet.connect(self.processes.ranks)
         set_stage_mode(self.supernet, stage)
@@ -263,25 +281,38 @@ class Trainer:
                 if bits < min(known) and bits not in trained and {bits, min(known)} <= set(quantizer.site.bits):
                     quantizer.inherit(min(known), bits)
 
+    def _freeze(self, stage: Stage) -> None:
+        """Ask for gradients of what the stage trains alone."""
+        tuned = {id(p) for p in tuned_parameters(self.supernet, stage.parameters)} if stage.finetunes else None
+        for parameter in self.supernet.parameters():
+            wanted = id(parameter) in self._trainable and (tuned is None or id(parameter) in tuned)
+            parameter.requires_grad_(wanted)
+            parameter.grad = None
+
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return an optimizer over weights, norms and quantizers, with decay on the weights alone."""
+        """Return an optimizer over the weights, norms and quantizers that the stage trains; the weights decay."""
+        stage, s = self.stages[self.progress.stage], self.settings
         parameters = self.supernet.parameter_groups()
-        s = self.settings
+        if stage.finetunes:
+            tuned = {id(p) for p in tuned_parameters(self.supernet, stage.parameters)}
+            parameters = {name: [p for p in group if id(p) in tuned] for name, group in parameters.items()}
         groups = [
             {"params": parameters["weights"], "weight_decay": s.weight_decay, "factor": 1.0},
             {"params": parameters["norms"], "weight_decay": 0.0, "factor": 1.0},
             {"params": parameters["quantizers"], "weight_decay": 0.0, "factor": s.quantizer_lr},
             {"params": parameters["clips"], "weight_decay": 0.0, "factor": s.clip_lr},
         ]
-        lr = self.stages[self.progress.stage].lr
+        groups = [group for group in groups if group["params"]] if stage.finetunes else groups
+        lr = stage.lr
         if s.optimizer == "sgd":  # not the fused one: it wants all of a group to have momentum, or none
             return torch.optim.SGD(groups, lr=lr, momentum=s.momentum, nesterov=s.momentum > 0, foreach=True)
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
+        kind = torch.optim.Adam if s.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=lr, fused=True)
 
     def _lr(self, stage: Stage, step: int) -> float:
-        """Cosine from ``stage.lr`` to 0, after a linear warm-up."""
+        """Cosine from ``stage.lr`` to 0, after a linear warm-up where all is trained."""
         total = stage.epochs * self.batches.steps
-        warm = max(1, round(self.settings.warmup * total))
+        warm = 0 if stage.finetunes else max(1, round(self.settings.warmup * total))
         if step < warm:
             return stage.lr * (step + 1) / warm
         return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

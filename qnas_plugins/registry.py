@@ -93,6 +93,12 @@ def qnas_components() -> Iterable[ComponentSpec]:
     )
     yield ComponentSpec(
         "supervision",
+        "teacher",
+        "qnas_plugins.supervisions.teacher:TeacherLabel",
+        "A trained net's softmax, of another run or a file of weights (BASQ, ReActNet)",
+    )
+    yield ComponentSpec(
+        "supervision",
         "recursive-distillation",
         "qnas_plugins.supervisions.recursive:RecursiveDistillation",
         "The first subnet learns the labels, each other from the one before (Any-Precision)",

@@ -69,6 +69,8 @@ class LineRecorder:
             text = f"insights: stage {values['stage']}, {values['total']} subnets"
         elif event == "measuring":
             text = f"latency: {values['name']}, {values['total']} nets to measure"
+        elif event == "fold":
+            text = f"kfold: {values['name']}, fold {values['fold']}/{values['folds']}"
         elif event == "alone":
             text = f"alone: {values['number']}/{values['total']}, {', '.join(values['keys'])}"
         elif event == "phase" and values["state"] == "end":
@@ -153,6 +155,10 @@ class ProgressRecorder:
             self._begin(f"latency of {values['name']}", values["total"])
         elif event == "measured":
             self._advance("", "nets", values["new"])
+        elif event == "fold":
+            self._begin(f"fold {values['fold']}/{values['folds']}", values["evaluations"])
+        elif event == "fold_trial":
+            self._advance("", "subnets", values["new"])
         elif event == "alone":
             self._prefix = f"{values['number']}/{values['total']} "
         elif event == "phase" and values["state"] != "start":
@@ -225,6 +231,11 @@ def print_front(front: Mapping[str, Any]) -> None:
     click.echo(
         f"Hypervolume {volume['search']:.4f} (search), {volume['test']:.4f} (test); reference point: {reference}"
     )
+    if "kfold" in front:
+        from qnas import kfold_said
+
+        for sentence in kfold_said.sentences(front["kfold"]):
+            click.echo(sentence)
 
 
 def print_latency_table(value: Mapping[str, Any]) -> None:
@@ -280,8 +291,34 @@ def print_retrained(nets: Sequence[Mapping[str, Any]]) -> None:
             f"{net['image_passes']:,.0f}",
         )
     stdout_console().print(table)
+    _print_changes([net for net in nets if net.get("before")])
     passes = sum(net["image_passes"] for net in nets)
     click.echo(f"Passes: images through the run's largest subnet, smaller ones by their MACs; {passes:,.0f} in all")
+
+
+def _print_changes(nets: Sequence[Mapping[str, Any]]) -> None:
+    """Print the test scores of searched points with the supernet's weights and trained again; nothing without any."""
+    from rich.table import Table
+
+    if not nets:
+        return
+    metric = nets[0]["metric"]
+    table = Table(title=f"{metric}, test split: chosen without it, only reported", title_justify="left")
+    for name in ("subnet", "trained through"):
+        table.add_column(name)
+    for name in ("as searched", "trained again", "difference (95% interval)"):
+        table.add_column(name, justify="right")
+    for net in nets:
+        before, change = net["before"], net["before"]["difference"]
+        interval = f" ({change['low']:+.2%} to {change['high']:+.2%})" if "low" in change else ""
+        table.add_row(
+            net["key"],
+            ", ".join(stage["name"] for stage in net["stages"]),
+            scored(before["metrics"]["test"], before["standard_error"]["test"]),
+            scored(net["metrics"]["test"][metric], net["standard_error"]["test"]),
+            f"{change['value']:+.2%}{interval}",
+        )
+    stdout_console().print(table)
 
 
 def print_rank(result: Mapping[str, Any]) -> None:

@@ -168,7 +168,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         ("train.optimizer",),
         TRAINING,
         ("--optimizer",),
-        {"type": click.Choice(["adamw", "sgd"]), "help": "Of all parameters; sgd wants a larger --lr."},
+        {"type": click.Choice(["adamw", "adam", "sgd"]), "help": "Of all parameters; sgd wants a larger --lr."},
     ),
     "clip_norm": (("train.clip_norm",), TRAINING, ("--clip-norm",), {"type": float, "help": "Of all gradients."}),
     "seed": (("seed",), TRAINING, ("--seed",), {"type": int, "help": "Of every random draw."}),
@@ -215,6 +215,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
         SEARCHING,
         ("--measured",),
         {"type": int, "help": "With a predictor: subnets judged in the end."},
+    ),
+    "kfold": (
+        ("search.kfold",),
+        SEARCHING,
+        ("--kfold",),
+        {"type": int, "metavar": "K", "help": "Then search K times on a K-th of the search split, tested on the rest."},
     ),
     "objective": (
         ("search.objectives",),
@@ -275,6 +281,12 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], dict[str, Any]]] 
     ),
 }
 _LISTS = {
+    "supervision_option": (
+        "train.supervision_options.",
+        TRAINING,
+        "--supervision-option",
+        "Option of the supervision, such as teacher=runs/big.",
+    ),
     "space_option": ("space.options.", MODEL, "--space-option", "Option of the space, such as kernels=3,5."),
     "strategy_option": ("search.options.", SEARCHING, "--strategy-option", "Option of the strategy."),
 }

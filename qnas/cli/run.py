@@ -35,6 +35,8 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas run --config-file my.toml --set train.warmup=0.2
       qnas run --space module:mynet:make --space-option width=32
       qnas run --recipe nas-then-quantize
+      qnas run --kfold 10
+      qnas run --supervision teacher --supervision-option teacher=runs/big
       qnas run --devices 2 --device cuda --precision bf16-mixed
       qnas run --resume runs/tiny
     """

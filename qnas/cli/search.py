@@ -27,6 +27,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas search runs/a --stage 4-bit --stage 3-bit
       qnas search runs/a --objective accuracy --constraint "size_bytes<=60000"
       qnas search runs/a --objective accuracy --objective latency_ms --latency table
+      qnas search runs/a --kfold 10
     """
     from qnas.cli import console
     from qnas.cli.options import flag_settings

@@ -21,7 +21,7 @@ from qnas.nn.grid import AffineGrid
 from qnas.nn.norm import ElasticNorm
 from qnas.nn.quantizer import ROLES, Quantizer, QuantizerSite
 from qnas.nn.ranks import Ranks
-from qnas.nn.subnet import Subnet
+from qnas.nn.subnet import Subnet, SubnetLayer, SubnetNorm
 from qnas.space import BIT_ROLES, Knob, Sample, SearchSpace, Site, Value
 
 MakeQuantizer = Callable[[QuantizerSite], Quantizer]
@@ -300,6 +300,32 @@ class Supernet(nn.Module):
             else:
                 groups["norms" if parameter.ndim <= 1 else "weights"].append(parameter)
         return groups
+
+
+def tuned_parameters(supernet: Supernet, which: str) -> list[nn.Parameter]:
+    """Return what finetuning trains: of batch normalisation, and the quantizers' clip values (BASQ, Sec. 4.2).
+
+    Args:
+        supernet: that holds them.
+        which: ``norms`` for gamma and beta, ``biases`` for beta alone; clips either way.
+    """
+    norms = [module for module in supernet.modules() if isinstance(module, ElasticBatchNorm)]
+    kinds = {"norms": ("weights", "biases"), "biases": ("biases",)}[which]
+    found = [parameter for norm in norms for kind in kinds for parameter in getattr(norm, kind)]
+    return found + [parameter for quantizer in supernet.quantizers() for parameter in quantizer.clips()]
+
+
+def take_statistics(supernet: Supernet, subnet: Subnet) -> None:
+    """Give the active banks of batch normalisation the statistics of their twins in a subnet that is not folded."""
+    theirs = {module.spec.name: module.bn for module in subnet.modules() if isinstance(module, SubnetLayer)}
+    theirs |= {module.name: module.bn for module in subnet.modules() if isinstance(module, SubnetNorm)}
+    for module in supernet.modules():
+        bn = theirs.get(module.name) if isinstance(module, (ElasticConv, ElasticNorm)) and module.active else None
+        if bn is None or not isinstance(own := module.bn, ElasticBatchNorm):
+            continue
+        for mine, their in zip(own.running(bn.num_features), (bn.running_mean, bn.running_var), strict=True):
+            assert their is not None
+            mine.copy_(their)
 
 
 def _has_penalty(quantizer: Quantizer) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qnas.kfold_said import read_kfolds
 from qnas.report.answers import front_noise
 from qnas.report.data import Json, ReportData
 from qnas.retrained import read_retrained
@@ -45,6 +46,7 @@ def report_data(run: Run) -> ReportData:
         ranks=[dict(comparison) for comparison in list_ranks(store.path)],
         inside=thinned(list(_looks([path.parent for path in run.stages.checkpoints()])), LOOKS),
         insights=read_insights(store.path),
+        kfolds=read_kfolds(store.path),
     )
     if not fronts:
         return data

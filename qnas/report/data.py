@@ -51,6 +51,7 @@ class ReportData:
         inside: looks inside the supernet while it trained, one subnet each: ``stage``, ``number``, ``key``, ``steps``,
             ``clip_ratios``, ``bn_std``, ``gradient_norms``.
         insights: what good subnets prefer at each training stage; see :func:`qnas.insights.insights`.
+        kfolds: of every search that was made on folds, too; see :func:`qnas.kfold.kfold`.
     """
 
     config: Json
@@ -70,6 +71,7 @@ class ReportData:
     ranks: list[Json] = field(default_factory=list)
     inside: list[Json] = field(default_factory=list)
     insights: Json = field(default_factory=dict)
+    kfolds: list[Json] = field(default_factory=list)
 
     @property
     def points(self) -> list[Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from qnas import kfold_said
 from qnas.latency.said import sentences
 from qnas.report import tables
 from qnas.report.charts import family, search_box
@@ -126,7 +127,19 @@ def front(data: ReportData) -> Markup:
     saves = [tag("button", f"Front as {kind.upper()}", type="button", data_save=kind) for kind in ("csv", "json")]
     downloads = tag("div", *saves, class_="controls scripted")
     latency = [tag("p", f"{said}.", class_="note") for said in sentences(data.front)]
-    return join([*parts, tables.front_table(data), *latency, _ties_said(data), downloads], "\n")
+    again = _retrained(data)
+    return join([*parts, tables.front_table(data), *latency, _ties_said(data), downloads, *again], "\n")
+
+
+def _retrained(data: ReportData) -> list[Markup]:
+    """Return the points that were trained again, before and after; nothing where none was."""
+    if not data.retrained:
+        return []
+    said = (
+        "Trained again from the searched points, each net by itself. They were chosen on the search split; the test "
+        "split is only reported. Differences have the 95% interval of two nets on the same images."
+    )
+    return [tables.retrained_table(data), tag("p", said, class_="note")]
 
 
 def _ties_said(data: ReportData) -> Markup | None:
@@ -214,7 +227,17 @@ def search(data: ReportData) -> Markup:
     if not data.trials:
         return empty("No trial has been run yet.")
     shown = f"{heading(data.score)} of each trial and the best so far, by search; the table of trials holds the numbers"
-    return join([chart("search", shown), *_volumes(data)], "\n")
+    return join([chart("search", shown), *_volumes(data), *_kfolds(data)], "\n")
+
+
+def _kfolds(data: ReportData) -> list[Markup]:
+    """Return what choosing on a part of the search split is worth on the rest; nothing where no search did that."""
+    parts = []
+    for found in data.kfolds:
+        parts.append(tag("h3", f"{found['k']}-fold selection of {found['search']}"))
+        parts += [tag("p", sentence) for sentence in kfold_said.sentences(found)]
+        parts.append(tables.kfold_table(found, data.score))
+    return parts
 
 
 def _volumes(data: ReportData) -> list[Markup]:

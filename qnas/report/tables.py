@@ -23,6 +23,7 @@ from qnas.report.formats import (
     size,
 )
 from qnas.report.markup import Markup, cell, empty, join, num, table, tag
+from qnas.retrained import bits_said
 
 _LAYER_HEADERS = ("Layer", "Kind", *map(num, ("Channels", "Kernel", "Stride", "Output")), "W bits", "A bits")
 
@@ -86,6 +87,47 @@ def front_table(data: ReportData) -> Markup:
             cells += [_tie_cell(number(found, "chosen")), _tie_cell(number(found, "next"))]
         rows.append(tag("tr", *cells, class_="chosen" if chosen else None))
     return table("The front: points that no other trial of the search dominates", headers, rows)
+
+
+def retrained_table(data: ReportData) -> Markup:
+    """Return the nets that were trained again: their test scores as searched and after, and the difference."""
+    score = heading(data.score)
+    scores = (f"{score}, test, as searched", f"{score}, test", "Difference")
+    rows = []
+    for net in data.retrained:
+        before = net.get("before") or {}
+        errors = net.get("standard_error") or {}
+        error, metrics = number(before.get("standard_error"), "test"), before.get("metrics") or {}
+        cells = [
+            tag("th", tag("code", net["key"]), scope="row"),
+            tag("td", ", ".join(str(stage["name"]) for stage in net.get("stages") or [])),
+            tag("td", bits_said(net["sample"])),
+            _score_cell({data.score: metrics.get("test")}, error, data.score),
+            _score_cell(net["metrics"]["test"], number(errors, "test"), data.score),
+            _difference_cell(before.get("difference") or {}),
+        ]
+        rows.append(tag("tr", *cells))
+    return table("Points trained again by themselves", ["Subnet", "Stages", "Bits", *map(num, scores)], rows)
+
+
+def kfold_table(found: Json, score: str) -> Markup:
+    """Return the net that each fold chose, with its score on the fold and on all other images."""
+    headers = ["Fold", *map(num, ("Images", "Subnets")), "Chosen", *map(num, ("On the fold", "On the others"))]
+    rows = []
+    for number_, fold in enumerate(found["folds"], start=1):
+        cells = [tag("th", number_, scope="row"), cell(fold["images"]), cell(fold["evaluations"])]
+        cells.append(tag("td", tag("code", fold["key"]) if fold["key"] else "none meets the constraints"))
+        cells += [_score_cell({score: fold.get(name)}, None, score) for name in ("own", "others")]
+        rows.append(tag("tr", *cells))
+    return table(f"{heading(score)} of the nets that the folds chose", headers, rows)
+
+
+def _difference_cell(difference: Json) -> Markup:
+    value, low, high = (number(difference, name) for name in ("value", "low", "high"))
+    if value is None:
+        return tag("td", MISSING, class_="num")
+    interval = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return tag("td", f"{100 * value:+.1f}{interval}", class_="num", data_v=value)
 
 
 def _tie_cell(value: float | None) -> Markup:

@@ -20,6 +20,7 @@ from qnas.nn.features import Feature, FloatHead
 from qnas.nn.grid import AffineGrid, CodebookGrid
 from qnas.nn.quantizer import Quantizer, SiteContext
 from qnas.nn.ranks import Ranks
+from qnas.plugins import load_registry
 from qnas.protocols import (
     AverageCost,
     Calibrator,
@@ -28,12 +29,15 @@ from qnas.protocols import (
     Device,
     FeatureTask,
     Predictor,
+    PreparedSupervision,
     RangeCalibrator,
     Sampler,
     SearchProblem,
+    State,
     Strategy,
     Supervision,
     Task,
+    TrainingContext,
 )
 from qnas.rng import generator
 from qnas.scoring import score_split
@@ -43,6 +47,7 @@ from qnas.testing.parts import (
     RangeQuantizer,
     ToyTask,
     site,
+    toy_data,
     toy_images,
     toy_problem,
     toy_space,
@@ -209,8 +214,12 @@ def check_sampler(cls: Callable[[], Sampler]) -> None:
 
 
 def check_supervision(cls: Callable[[Task], Supervision]) -> None:
-    """Gives a finite loss with a gradient for each subnet of a step, and keeps its state between epochs."""
+    """Gives a finite loss with a gradient for each subnet of a step, and keeps its state between epochs.
+
+    One that learns from something outside its run finds the same when the run goes on.
+    """
     supervision = cls(ToyTask())
+    named = _prepare_supervision(supervision, {})
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 2, 1, 0])
     supervision.begin_stage(True, 0)
@@ -226,12 +235,22 @@ def check_supervision(cls: Callable[[Task], Supervision]) -> None:
             assert logits.grad.abs().sum() > 0, "the gradient must not be zero"
     supervision.end_epoch(Ranks())
     other = cls(ToyTask())
+    assert _prepare_supervision(other, named) == named, "what a run learns from must stay the same"
     other.load_state_dict(supervision.state_dict())
     other.begin_stage(True, 1)
     fixed = torch.randn(4, 3, generator=rng)
     for one in (supervision, other):
         one.begin_step(toy_images(4), labels)
     torch.testing.assert_close(other.loss(0, fixed, labels), supervision.loss(0, fixed, labels))
+
+
+def _prepare_supervision(supervision: Supervision, recorded: State) -> State:
+    if not isinstance(supervision, PreparedSupervision):
+        return {}
+    context = TrainingContext(toy_data(), torch.device("cpu"), load_registry(), recorded)
+    named = supervision.begin_training(context)
+    assert json.loads(json.dumps(named)) == named, "what names a teacher must be JSON"
+    return named
 
 
 def check_calibrator(cls: Callable[[], Any]) -> None:

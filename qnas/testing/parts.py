@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qnas.constraints import FeasibleSet
 from qnas.costs import CostTable
+from qnas.data import Augmentation, Data, PixelGrid, Split
 from qnas.layers import LayerSpec
 from qnas.nn.activation import GlobalPool
 from qnas.nn.grid import AffineGrid
@@ -126,6 +127,16 @@ def toy_supernet(
 def toy_images(n: int = 16, size: int = IMAGE_SIZE) -> Tensor:
     """Return ``[n, 1, size, size]`` fixed random images."""
     return torch.randn(n, 1, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def toy_data() -> Data:
+    """Return splits of 8 fixed random images each."""
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (24, 1, IMAGE_SIZE, IMAGE_SIZE), generator=rng).to(torch.uint8)
+    labels = torch.arange(24) % CLASSES
+    train, search, test = (Split(pixels[i : i + 8], labels[i : i + 8]) for i in (0, 8, 16))
+    names = tuple(map(str, range(CLASSES)))
+    return Data("toy", names, train, search, test, PixelGrid(1 / 64, 128), Augmentation())
 
 
 class ToyTask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from qnas import testing
 from qnas.hookspecs import KINDS
 from qnas.plugins import load_registry
 from tests.own_networks import make
+from tests.reference_networks import resnet20
 
 REGISTRY = load_registry()
 
@@ -51,8 +53,13 @@ def test_sampler(component):
 
 
 @pytest.mark.parametrize("component", of("supervision"))
-def test_supervision(component):
-    testing.check_supervision(component.load())
+def test_supervision(component, tmp_path):
+    cls = component.load()
+    if component.spec.name == "teacher":
+        torch.save(resnet20(3, width=8, channels=1).state_dict(), tmp_path / "net.pth")
+        network = {"space": "resnet20", "space_options": {"width": 0.5}, "mean": (0.5,), "std": (0.25,)}
+        cls = partial(cls, teacher=str(tmp_path / "net.pth"), **network)
+    testing.check_supervision(cls)
 
 
 @pytest.mark.parametrize("component", of("calibrator"))

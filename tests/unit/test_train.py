@@ -24,6 +24,7 @@ from qnas.train import Progress, Stage, Trainer, TrainSettings
 STAGES = (Stage("float", 1, 0.01, False), Stage("quantized", 2, 0.01, True))
 SETTINGS = TrainSettings(num_subnets=3, start_images=32, clip_norm=1e9)
 SGD = dataclasses.replace(SETTINGS, optimizer="sgd")
+ADAM = dataclasses.replace(SETTINGS, optimizer="adam")
 
 
 class Log:
@@ -165,8 +166,45 @@ def test_every_setting_of_training_can_be_configured(registry, space, make_super
     assert dataclasses.asdict(trainer.settings) == {**given, "seed": 4}
     assert isinstance(begin(trainer).optimizer, torch.optim.SGD)
     assert isinstance(begin(build(load_config({}))).optimizer, torch.optim.AdamW)
-    with pytest.raises(ConfigError, match=r"train\.optimizer cannot be 'adam'"):
-        load_config({"train": {"optimizer": "adam"}})
+    assert type(begin(build(load_config({"train": {"optimizer": "adam"}}))).optimizer) is torch.optim.Adam
+    with pytest.raises(ConfigError, match=r"train\.optimizer cannot be 'lion'"):
+        load_config({"train": {"optimizer": "lion"}})
+
+
+def test_adam_steps_as_its_formula_says_and_leaves_what_no_subnet_used(make_trainer):
+    """Kingma and Ba 2015, Algorithm 1, in float64: the weights' decay is in the gradient; bias is corrected by the
+    steps that a parameter took part in, and where it took no part neither it nor its moments move."""
+    settings = dataclasses.replace(ADAM, weight_decay=0.3, quantizer_lr=0.5)
+    trainer = begin(make_trainer((Stage("only", 1, 0.01, True),), settings))
+    space, seen, state = trainer.supernet.space, [], trainer.optimizer.state
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.extend(
+            (group, p, p.detach().double(), p.grad, {n: v.clone() for n, v in state.get(p, {}).items()})
+            for group in optimizer.param_groups
+            for p in group["params"]
+        )
+    )
+    moments, unused = {}, 0
+    for step, sample in enumerate((space.highest(), space.lowest(), space.highest())):
+        trainer.sampler = Given([sample])
+        trainer.step(*next(iter(trainer.batches.epoch(0))), 0, step, 0.02)
+        for group, parameter, before, gradient, known in seen:
+            if gradient is None:
+                assert torch.equal(parameter.double(), before)
+                assert all(torch.equal(state[parameter][name], value) for name, value in known.items())
+                unused += bool(known)
+                continue
+            g = gradient.double() + group["weight_decay"] * before
+            count, m, v = moments.get(parameter, (0, torch.zeros_like(g), torch.zeros_like(g)))
+            count, m, v = count + 1, 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            moments[parameter] = count, m, v
+            change = m / (1 - 0.9**count) / ((v / (1 - 0.999**count)).sqrt() + 1e-8)
+            want = before - 0.02 * group["factor"] * change
+            torch.testing.assert_close(parameter.double(), want, rtol=1e-5, atol=1e-6)
+        seen.clear()
+    decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
+    assert decays == [0.3, 0.0, 0.0]
+    assert unused > 5
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -286,7 +324,7 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize(
-    "settings", [SETTINGS, SGD, dataclasses.replace(SGD, momentum=0.0)], ids=["adamw", "sgd", "plain"]
+    "settings", [SETTINGS, ADAM, SGD, dataclasses.replace(SGD, momentum=0.0)], ids=["adamw", "adam", "sgd", "plain"]
 )
 def test_stopping_after_any_epoch_and_resuming_gives_the_same_bits(make_trainer, tmp_path, settings):
     whole = make_trainer(settings=settings)
@@ -312,7 +350,7 @@ def test_stopping_after_any_epoch_and_resuming_gives_the_same_bits(make_trainer,
         assert again.read_bytes() == saves[-1].read_bytes()
     kept = {name.rpartition(".")[2] for name in load_file(saves[1]) if name.startswith("optimizer.")}
     momentum = {"momentum_buffer"} if settings.momentum else set()
-    assert kept == ({"step", "exp_avg", "exp_avg_sq"} if settings.optimizer == "adamw" else momentum)
+    assert kept == ({"step", "exp_avg", "exp_avg_sq"} if settings.optimizer != "sgd" else momentum)
 
 
 def test_checkpoints_of_equal_training_are_equal_bytes(make_trainer, tmp_path):
