@@ -203,7 +203,7 @@ def test_adam_steps_as_its_formula_says_and_leaves_what_no_subnet_used(make_trai
             torch.testing.assert_close(parameter.double(), want, rtol=1e-5, atol=1e-6)
         seen.clear()
     decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
-    assert decays == [0.3, 0.0, 0.0]
+    assert decays == [0.3, 0.0, 0.0, 0.0]
     assert unused > 5
 
 
