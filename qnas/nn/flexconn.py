@@ -101,7 +101,7 @@ class Flexconn(nn.Module):
         """Return the static twin for the active channels; an empty chain where the input itself is added."""
         before, after = self._channels()
         parts: list[nn.Module | None] = [
-            FoldChannels(after) if after < before else None,
+            FoldChannels(before, after) if after < before else None,
             None if self.pool is None else average_pool(self.stride),
             self.site.extract() if self.site is not None and self.site.active else None,
             SelectChannels([j % before for j in range(after)]) if after > before else None,
@@ -110,10 +110,11 @@ class Flexconn(nn.Module):
 
 
 class FoldChannels(nn.Module):
-    """:func:`fold_channels` to a fixed number; the static twin of reduction Flexconn."""
+    """:func:`fold_channels` from ``given`` to ``channels``, both fixed; the static twin of reduction Flexconn."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, given: int, channels: int) -> None:
         super().__init__()
+        self.given = given
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
