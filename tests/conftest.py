@@ -44,6 +44,10 @@ def make_space(mbv3) -> Callable[..., SearchSpace]:
 
 
 TINY = {
+    "basq-mbv1": {"width": 0.25, "elastic": True, "kernels": (3, 5), "depths": (1, 2)},
+    "basq-mbv2": {"width": 0.25, "elastic": True, "kernels": (3, 5), "expansions": (3, 4), "depths": (1, 2)},
+    "basq-resnet18": {"width": 0.125, "elastic": True},
+    "basq-resnet20": {"width": 0.5, "elastic": True, "depths": (1, 2)},
     "mbv1": {"width": 0.25},
     "mbv2": {"width": 0.25, "depths": (1, 2)},
     "resnet18": {"width": 0.125},

@@ -19,6 +19,8 @@ from qnas.errors import ConfigError
 from qnas.nn.activation import ActivationSite, GlobalPool, HardSwish
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.graph import Flatten, Graph, Wire, twin
+from qnas.nn.lowbit import LowBitUnit
+from qnas.nn.norm import ElasticNorm
 from qnas.nn.subnet import Subnet, SubnetLayer
 from qnas.nn.supernet import Supernet
 
@@ -172,6 +174,7 @@ def _parts(net: Supernet | Subnet) -> list[nn.Module]:
     while before and isinstance(parts[before - 1], (ActivationSite, HardSwish)):
         before -= 1
     head = parts[before - 1] if before > 1 else None
+    head = head.layer if isinstance(head, LowBitUnit) else head
     if isinstance(head, ElasticConv) and head.kernels == (1,) and head.stride == 1:
         end = before - 1
     return parts[:end] if len(parts) > 1 else parts
@@ -206,8 +209,9 @@ def _power_of_two(size: int) -> float:
 def _reader(wires: Sequence[Wire], value: int) -> int | None:
     """Return the part that puts a value on a grid, where it is not on one already."""
     for number, wire in enumerate(wires):
-        if value not in wire.inputs or not any(isinstance(m, ElasticConv) for m in wire.part.modules()):
-            continue
+        found = (module for module in wire.part.modules() if isinstance(module, (ElasticConv, ElasticNorm)))
+        if value not in wire.inputs or not isinstance(next(found, None), ElasticConv):
+            continue  # what a batch normalisation takes is on a grid
         site = _first_layer(wire.part).input
         if isinstance(site, ActivationSite) and site.passthrough_bits is None:
             return number

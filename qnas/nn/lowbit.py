@@ -35,9 +35,14 @@ class _Block(Graph):
         self._layer = [layer]  # in a list: it stands in the graph already
 
     @property
+    def layer(self) -> ElasticConv:
+        """The convolution that tells whether the block is there; a unit's only one."""
+        return self._layer[0]
+
+    @property
     def active(self) -> bool:
         """Whether the active subnet has this block."""
-        return self._layer[0].active
+        return self.layer.active
 
 
 class LowBitUnit(_Block):
@@ -90,7 +95,7 @@ class LowBitUnit(_Block):
         wires.append(Wire(conv, (len(wires),)))
         if skip:
             rectified = len(wires)
-            wires.append(Wire(_flexconn(context, name, in_channels, conv.stride, signed=not nonnegative), (0,)))
+            wires.append(Wire(_flexconn(context, conv, min(in_channels, out_channels), signed=not nonnegative), (0,)))
             wires.append(Wire(Sum(), (rectified, rectified + 1)))
             wires.append(Wire(context.site(f"{name}.add", out_channels, signed=not nonnegative), (len(wires),)))
         wires.append(Wire(context.norm(f"{name}.last", out_channels, name, output=True), (len(wires),)))
@@ -98,10 +103,11 @@ class LowBitUnit(_Block):
         super().__init__(wires, len(wires), conv)
 
 
-def _flexconn(context: BuildContext, name: str, channels: int, stride: int, *, signed: bool) -> Flexconn:
-    site = f"{name}.skip"
-    described = site in {s.name for s in context.space.sites}  # not where no subnet's skip computes anything
-    return Flexconn(name, name, stride, context.site(site, channels, signed=signed) if described else None)
+def _flexconn(context: BuildContext, conv: ElasticConv, channels: int, *, signed: bool) -> Flexconn:
+    name = f"{conv.name}.skip"
+    described = name in {site.name for site in context.space.sites}  # where the skip of some subnet computes
+    site = context.site(name, channels, signed=signed) if described else None
+    return Flexconn(conv.name, conv.name, conv.stride, site)
 
 
 class LowBitInvertedResidual(_Block):
@@ -153,7 +159,7 @@ class LowBitInvertedResidual(_Block):
         if stride == 1 and in_channels == out_channels:
             wires.append(Wire(Sum(), (len(wires), 0)))
             wires.append(Wire(context.site(f"{name}.add", out_channels, signed=True), (len(wires),)))
-        super().__init__(wires, len(wires), depthwise._layer[0])
+        super().__init__(wires, len(wires), depthwise.layer)
 
 
 class LowBitSeparable(_Block):
@@ -189,7 +195,7 @@ class LowBitSeparable(_Block):
         pointwise = LowBitUnit(
             context, f"{name}.pointwise", in_channels, out_channels, skip="pointwise" in flexconn, **unit
         )
-        super().__init__([Wire(depthwise, (0,)), Wire(pointwise, (1,))], 2, depthwise._layer[0])
+        super().__init__([Wire(depthwise, (0,)), Wire(pointwise, (1,))], 2, depthwise.layer)
 
 
 class LowBitBasicBlock(_Block):
@@ -220,7 +226,7 @@ class LowBitBasicBlock(_Block):
             **unit,
         )  # fmt: skip
         second = LowBitUnit(context, f"{name}.conv2", out_channels, out_channels, kernels=(3,), **unit)
-        super().__init__([Wire(first, (0,)), Wire(second, (1,))], 2, first._layer[0])
+        super().__init__([Wire(first, (0,)), Wire(second, (1,))], 2, first.layer)
 
 
 class PreactivationBlock(_Block):
