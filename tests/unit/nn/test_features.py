@@ -25,6 +25,10 @@ STRIDES = {  # of the small form for 16 pixels
     "resnet18": (2, 4, 8),
     "resnet20": (2, 4),
     "resnet50": (2, 4, 8),
+    "basq-mbv1": (2, 4, 8, 16),
+    "basq-mbv2": (2, 4, 8),
+    "basq-resnet18": (2, 4, 8),
+    "basq-resnet20": (2, 4),
 }
 
 
