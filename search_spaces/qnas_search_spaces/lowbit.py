@@ -27,16 +27,16 @@ def block_kind(space: str, block: str, allowed: Sequence[str]) -> str:
 
 
 def flexconn_kinds(space: str, given: Sequence[str] | str) -> tuple[str, ...]:
-    """Return the option ``flexconn``, checked: which kinds of layers have a skip; a single name is one kind.
+    """Return the option ``flexconn``, checked: which kinds of layers have a skip; names in a text are parted by commas.
 
     Raises:
         ConfigError: there is no such kind, or one is named twice.
     """
-    kinds = (given,) if isinstance(given, str) else tuple(given)
+    kinds = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
     if len(set(kinds)) != len(kinds) or not set(kinds) <= set(FLEXCONN):
         raise ConfigError(
             f"Space {space}: flexconn must be different names out of {', '.join(FLEXCONN)}, or [] for no such skips; "
-            f"given: {list(kinds)}. For example flexconn = {list(FLEXCONN[:2])}."
+            f"given: {list(kinds)}. For example --space-option flexconn=expansion,static."
         )
     return kinds
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from qnas.costs import sample_costs
 from qnas.deploy.onnx_export import export_onnx
+from qnas.deploy.pack import read_packed, write_packed
 from qnas.deploy.rounding import round_biases
 from qnas.deploy.trace import trace
 from qnas.nn.batchnorm import recalibrate
 from qnas.nn.flexconn import FoldChannels
 from qnas.nn.graph import SelectChannels
-from qnas.nn.subnet import SubnetNorm
+from qnas.nn.subnet import ChannelAffine, SubnetNorm
 from qnas.rng import generator
 from tests.conftest import random_images
 
@@ -118,3 +120,36 @@ def test_only_the_skips_that_are_asked_for_are_there(deployed, device, tmp_path,
 @pytest.mark.parametrize("name", ["basq-mbv1", "basq-mbv2"])
 def test_an_elastic_sample_at_three_bits_with_signed_codes(deployed, device, tmp_path, name):
     check_integer(deployed(name, "drawn", bits=3, signed=True), tmp_path / "m.onnx", device)
+
+
+@pytest.mark.parametrize("conv_only", [False, True])
+@pytest.mark.parametrize("name", ["basq-mbv2", "basq-resnet20"])
+def test_a_packed_file_holds_all_that_the_net_computes_with(deployed, registry, make_family, tmp_path, name, conv_only):
+    subnet = deployed(name, conv_only=conv_only)
+    payload = write_packed(subnet, tmp_path / "m.safetensors", {})
+    stored = read_packed(tmp_path / "m.safetensors")["layers"]
+    layers = list(subnet.subnet_layers())
+    for layer in layers:
+        entry = stored.pop(layer.spec.name)
+        if layer.grid is None:
+            assert torch.equal(entry["weight"], layer.weight)
+            continue
+        values = entry["codes"] * entry["scales"].reshape(-1, 1, 1, 1)
+        torch.testing.assert_close(values, layer.weight, rtol=1e-6, atol=0)
+        if layer.bias is not None:
+            steps = float(entry["grid_scale"]) * entry["scales"].abs() / 2 ** entry["bias_shift"]
+            torch.testing.assert_close(entry["bias"] * steps, layer.bias, rtol=1e-6, atol=0)
+    affines = [module for module in subnet.modules() if isinstance(module, ChannelAffine)]
+    for affine in affines:
+        entry = stored.pop(affine.name)
+        assert torch.equal(entry["factor"], affine.factor)
+        assert torch.equal(entry["offset"], affine.offset)
+    assert all(entry["kind"] == "quantize" for entry in stored.values())
+    raws = [layer.raw for layer in layers if layer.raw is not None]
+    assert bool(raws) == conv_only
+    for raw in raws:
+        assert float(stored[raw.name]["grid_scale"]) == raw.scale
+
+    space = make_family(name, (2,), (2,), conv_only=conv_only, resolutions=(SIZE,), image_size=SIZE)
+    cost = sample_costs(space, {"size": registry.load("cost", "size_bytes")}, subnet.sample)["size"]
+    assert payload == cost + 8 * sum(len(affine.factor) for affine in affines) + 5 * len(raws)
