@@ -366,6 +366,10 @@ class BasqResNet20Space(_LowBitResNet, ResNet20Space):
             resolutions=resolutions,
         )
 
+    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
+        if self._preactivation:  # whose shortcuts are the family's; Flexconn sums channels
+            super()._check_widths(given, channels)
+
 
 class BasqResNet18Space(_LowBitResNet, ResNet18Space):
     """The space ``basq-resnet18``.

@@ -83,7 +83,10 @@ def describe_unit(
         computed = Size(labels, lambda sample: min(before.of(sample), after.of(sample)))  # copies come after it
         reduces = Size(labels, lambda sample: int(after.of(sample) < before.of(sample)))
         ever = {reduced for (reduced,) in outline.values(reduces)}
+        sometimes = reduces if 0 in ever else None
+        if stride > 1 and 1 in ever:  # sums that are averaged next
+            outline.grid(f"{name}.fold", after, at // stride, block, only_if=sometimes)
         if stride > 1 or 1 in ever:
-            outline.grid(f"{name}.skip", computed, at, block, only_if=reduces if stride == 1 and 0 in ever else None)
+            outline.grid(f"{name}.skip", computed, at, block, only_if=None if stride > 1 else sometimes)
         outline.grid(f"{name}.add", after, at, block)
     outline.grid(f"{name}.norm", after, at, block)

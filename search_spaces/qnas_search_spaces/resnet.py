@@ -267,13 +267,7 @@ class ResNet20Space(ResNetSpace):
         if not elastic:
             published_only(name, widths=widths, depths=depths, resolutions=resolutions)
         channels = _widths(name, shape, widths, (0.5, 0.75, 1.0), elastic=elastic)
-        for before, after in pairwise(channels):
-            if after[0] < before[-1]:
-                raise ConfigError(
-                    f"Space {name}: widths {widths!r} let a stage have {after[0]} channels after one with "
-                    f"{before[-1]}, and its shortcuts can add channels of zeros, but not leave channels out. Give "
-                    "shares that are at most a factor of 2 apart, such as widths = [0.5, 0.75, 1.0]."
-                )
+        self._check_widths(widths, channels)
         super().__init__(
             name,
             shape,
@@ -285,6 +279,16 @@ class ResNet20Space(ResNetSpace):
             expansions=(),
             resolutions=image_sizes(name, resolutions, image_size=image_size, small=True, elastic=elastic),
         )
+
+    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
+        """Raise ``ConfigError`` where a stage can be narrower than the one before it."""
+        for before, after in pairwise(channels):
+            if after[0] < before[-1]:
+                raise ConfigError(
+                    f"Space {self.label}: widths {given!r} let a stage have {after[0]} channels after one with "
+                    f"{before[-1]}, and its shortcuts can add channels of zeros, but not leave channels out. Give "
+                    "shares that are at most a factor of 2 apart, such as widths = [0.5, 0.75, 1.0]."
+                )
 
 
 class ResNet18Space(ResNetSpace):
