@@ -46,11 +46,14 @@ class Tap:
         value: position: 0 is the image, ``i + 1`` the output of part ``i``.
         reader: the part that puts this value on a grid, at its first layer's input, and takes it from there; ``None``
             where it is on one already.
+        shared: whether all take the value from that grid, so that the static twin puts it there once. Where tensors
+            between layers stay in float it is the reader's convolution's alone.
     """
 
     stride: int
     value: int
     reader: int | None = None
+    shared: bool = True
 
 
 class Features(nn.Module):
@@ -86,7 +89,7 @@ class Features(nn.Module):
 
     def _static(self, tap: Tap) -> bool:
         # In training the reader rounds the value itself: rounded twice, a clipped one would lose its gradient.
-        return tap.reader is not None and isinstance(_first_layer(self.parts[tap.reader]), SubnetLayer)
+        return tap.shared and tap.reader is not None and isinstance(_first_layer(self.parts[tap.reader]), SubnetLayer)
 
     def _tapped(self, value: Tensor, tap: Tap) -> Tensor:
         if tap.reader is None:
@@ -134,7 +137,9 @@ def find_taps(supernet: Supernet, strides: Sequence[int] = STRIDES) -> tuple[Tap
     with _judging(supernet):
         for value, size in _sizes(wires):
             found[round(PROBE / size)] = value
-    taps = tuple(Tap(stride, found[stride], _reader(wires, found[stride])) for stride in strides if stride in found)
+    shared = not supernet.space.scheme.conv_only
+    values = [(stride, found[stride]) for stride in strides if stride in found]
+    taps = tuple(Tap(stride, value, _reader(wires, value), shared) for stride, value in values)
     if not taps:
         raise ConfigError(
             f"Space {supernet.space.name!r} has no features at strides {', '.join(map(str, strides))}: its maps are at "

@@ -61,6 +61,20 @@ def test_features_of_a_supernet_are_those_of_its_subnet(make_net, name, mode):
                 torch.testing.assert_close(z, x)
 
 
+@pytest.mark.parametrize("mode", ["quantize", "float"])
+@pytest.mark.parametrize(("name", "options"), [("resnet20", {}), ("basq-resnet20", {"block": "fracbnn"}), ("mbv1", {})])
+def test_skips_in_float_are_not_put_on_the_grid_of_a_feature(make_family, make_supernet, name, options, mode):
+    net = make_supernet(make_family(name, conv_only=True, **options), mode=mode).eval()
+    sample = net.space.highest()
+    net.activate(sample)
+    taps = find_taps(net, ALL)
+    images = random_images(4, 16)
+    with torch.no_grad():
+        subnet = feature_subnet(net.extract(sample).eval(), taps)
+        for x, y in zip(backbone(net, taps)(images), subnet(images), strict=True):
+            torch.testing.assert_close(y, x)
+
+
 @pytest.mark.parametrize("name", STRIDES)
 def test_features_are_on_a_grid_and_end_before_the_head(make_net, name):
     net = make_net(name)
