@@ -60,24 +60,15 @@ class Flexconn(nn.Module):
         stride: of what is skipped.
         site: puts what was computed (sums, averages) on a grid; copies stay on the grid of the input. Where the active
             subnet computes nothing, its description leaves this site out.
-        fold_site: the same for sums that are averaged next.
     """
 
-    def __init__(
-        self,
-        first: str,
-        last: str,
-        stride: int = 1,
-        site: ActivationSite | None = None,
-        fold_site: ActivationSite | None = None,
-    ) -> None:
+    def __init__(self, first: str, last: str, stride: int = 1, site: ActivationSite | None = None) -> None:
         super().__init__()
         self.first = first
         self.last = last
         self.stride = stride
         self.pool = average_pool(stride) if stride > 1 else None
         self.site = site
-        self.fold_site = fold_site
         self.specs: tuple[LayerSpec | None, LayerSpec | None] = (None, None)
 
     def activate(self, active: ActiveSubnet) -> None:
@@ -99,10 +90,11 @@ class Flexconn(nn.Module):
         """Return ``[N, O, ceil(H / stride), ceil(W / stride)]`` of ``[N, I, H, W]``."""
         before, after = self._channels()
         if after < before:
-            x = _put_on_grid(self.fold_site, fold_channels(x, after))
+            x = fold_channels(x, after)
         if self.pool is not None:
             x = self.pool(x)
-        x = _put_on_grid(self.site, x)
+        if self.site is not None and self.site.active:
+            x = self.site(x)
         return copy_channels(x, after) if after > before else x
 
     def extract(self) -> nn.Module:
@@ -110,20 +102,11 @@ class Flexconn(nn.Module):
         before, after = self._channels()
         parts: list[nn.Module | None] = [
             FoldChannels(before, after) if after < before else None,
-            _grid(self.fold_site),
             None if self.pool is None else average_pool(self.stride),
-            _grid(self.site),
+            self.site.extract() if self.site is not None and self.site.active else None,
             SelectChannels([j % before for j in range(after)]) if after > before else None,
         ]
         return nn.Sequential(*(part for part in parts if part is not None))
-
-
-def _put_on_grid(site: ActivationSite | None, x: Tensor) -> Tensor:
-    return x if site is None or not site.active else site(x)
-
-
-def _grid(site: ActivationSite | None) -> nn.Module | None:
-    return None if site is None or not site.active else site.extract()
 
 
 class FoldChannels(nn.Module):

@@ -54,8 +54,8 @@ class LowBitUnit(_Block):
 
     Args:
         context: makes the parts.
-        name: of the convolution's site, and prefix of ``out``, ``skip`` (where the skip computes anything), ``fold``
-            (where it computes twice), ``add`` and ``norm``.
+        name: of the convolution's site, and prefix of ``out``, ``skip`` (where the skip computes anything), ``add`` and
+            ``norm``.
         in_channels, out_channels: the largest numbers.
         block: ``new``, or ``fracbnn``, which has no ``BN_pre``.
         skip: whether there is one.
@@ -104,12 +104,10 @@ class LowBitUnit(_Block):
 
 
 def _flexconn(context: BuildContext, conv: ElasticConv, channels: int, *, signed: bool) -> Flexconn:
-    described = {site.name for site in context.space.sites}  # there is a site where the skip of some subnet computes
-    fold, skip = (
-        context.site(name, channels, signed=signed) if name in described else None
-        for name in (f"{conv.name}.fold", f"{conv.name}.skip")
-    )
-    return Flexconn(conv.name, conv.name, conv.stride, skip, fold)
+    name = f"{conv.name}.skip"
+    described = name in {site.name for site in context.space.sites}  # where the skip of some subnet computes
+    site = context.site(name, channels, signed=signed) if described else None
+    return Flexconn(conv.name, conv.name, conv.stride, site)
 
 
 class LowBitInvertedResidual(_Block):

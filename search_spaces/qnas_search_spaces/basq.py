@@ -16,6 +16,7 @@ from qnas_search_spaces.lowbit import (
     FLEXCONN,
     RESIDUAL_BLOCKS,
     block_kind,
+    check_widths,
     describe_unit,
     flexconn_kinds,
     role_of,
@@ -216,6 +217,10 @@ class BasqMobileNetV1Space(MobileNetV1Space):
             resolutions=resolutions,
         )
 
+    def _check_widths(self, given: Sequence[float] | float | None) -> None:
+        if "expansion" in self.flexconn:
+            check_widths(self.label, given, [(self.stem,), *self.widths])
+
     def _skips(self, width: int, out: int) -> tuple[str, ...]:
         kinds = {"depthwise": "static", "pointwise": role_of(width, out)}
         return tuple(unit for unit, kind in kinds.items() if kind in self.flexconn)
@@ -274,6 +279,12 @@ class _LowBitResNet(ResNetSpace):
     @property
     def _preactivation(self) -> bool:
         return bool(self.unit["block"] == "preactivation")
+
+    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
+        if self._preactivation:  # whose shortcuts are the family's
+            super()._check_widths(given, channels)
+        else:
+            check_widths(self.label, given, channels)
 
     def _describe_block(
         self, outline: Outline, block: Block, width: Size, out: Size, stride: int, at: int, shortcut: str
@@ -365,10 +376,6 @@ class BasqResNet20Space(_LowBitResNet, ResNet20Space):
             depths=depths,
             resolutions=resolutions,
         )
-
-    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
-        if self._preactivation:  # whose shortcuts are the family's; Flexconn sums channels
-            super()._check_widths(given, channels)
 
 
 class BasqResNet18Space(_LowBitResNet, ResNet18Space):

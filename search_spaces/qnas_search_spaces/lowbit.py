@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from qnas.errors import ConfigError
 from qnas_search_spaces.outline import Block, Outline, Size
@@ -48,6 +49,21 @@ def role_of(in_channels: int, out_channels: int) -> str:
     return "expansion" if in_channels < out_channels else "reduction"
 
 
+def check_widths(space: str, given: Sequence[float] | float | None, widths: Sequence[tuple[int, ...]]) -> None:
+    """Refuse stages that some samples make narrower than the one before, and the largest subnet does not.
+
+    Raises:
+        ConfigError: there is such a stage.
+    """
+    for before, after in pairwise(widths):
+        if after[0] < before[-1] <= after[-1]:
+            raise ConfigError(
+                f"Space {space}: widths {given!r} let a stage have {after[0]} channels after one with {before[-1]}. "
+                "Its skip would sum channels, but quantizers start in the largest subnet, which has no such sums. "
+                "Give shares that are at most a factor of 2 apart, such as widths = [0.5, 0.75, 1.0]."
+            )
+
+
 def describe_unit(
     outline: Outline,
     name: str,
@@ -83,10 +99,7 @@ def describe_unit(
         computed = Size(labels, lambda sample: min(before.of(sample), after.of(sample)))  # copies come after it
         reduces = Size(labels, lambda sample: int(after.of(sample) < before.of(sample)))
         ever = {reduced for (reduced,) in outline.values(reduces)}
-        sometimes = reduces if 0 in ever else None
-        if stride > 1 and 1 in ever:  # sums that are averaged next
-            outline.grid(f"{name}.fold", after, at // stride, block, only_if=sometimes)
         if stride > 1 or 1 in ever:
-            outline.grid(f"{name}.skip", computed, at, block, only_if=None if stride > 1 else sometimes)
+            outline.grid(f"{name}.skip", computed, at, block, only_if=reduces if stride == 1 and 0 in ever else None)
         outline.grid(f"{name}.add", after, at, block)
     outline.grid(f"{name}.norm", after, at, block)

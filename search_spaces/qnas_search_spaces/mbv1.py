@@ -89,11 +89,15 @@ class MobileNetV1Space(SearchSpace):
         self.kernels = kernel_sizes(self.label, kernels, (3, 5, 7) if elastic else (3,))
         largest = [make_divisible(stage.width * width) for stage in STAGES]
         self.widths = stage_widths(self.label, widths, (0.5, 0.75, 1.0) if elastic else (1.0,), largest)
+        self._check_widths(widths)
         deep = whole_numbers(self.label, "depths", depths, (2, 4, 6) if elastic else (STAGES[DEEP - 1].blocks,))
         self.depths = [deep if number == DEEP else (stage.blocks,) for number, stage in enumerate(STAGES, 1)]
         resolutions = image_sizes(self.label, resolutions, image_size=image_size, small=small, elastic=elastic)
         knobs, sites = self._describe(resolutions, scheme.edge_bits, num_classes)
         super().__init__(self.label, knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
+
+    def _check_widths(self, given: Sequence[float] | float | None) -> None:
+        """Raise ``ConfigError`` where skips cannot lead from one stage to the next."""
 
     def _describe(self, resolutions: tuple[int, ...], edge: int, num_classes: int) -> tuple[list[Knob], list[Site]]:
         outline, at = Outline(resolutions, edge), self.stem_stride

@@ -121,6 +121,9 @@ class ResNetSpace(SearchSpace):
         knobs, sites = self._describe(resolutions, scheme.edge_bits, num_classes)
         super().__init__(name, knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
 
+    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
+        """Raise ``ConfigError`` where skips cannot lead from one stage to the next."""
+
     def _shortcut(self, stage: int, position: int) -> str:
         """Return the kind of shortcut of a block; both numbers from 1."""
         if position > 1 or (stage == 1 and not self.shape.expansion):
@@ -281,7 +284,6 @@ class ResNet20Space(ResNetSpace):
         )
 
     def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
-        """Raise ``ConfigError`` where a stage can be narrower than the one before it."""
         for before, after in pairwise(channels):
             if after[0] < before[-1]:
                 raise ConfigError(
@@ -327,13 +329,15 @@ class ResNet18Space(ResNetSpace):
         shape = (RESNET18.small() if small else RESNET18).scaled(width_multiplier(name, width))
         if not elastic:
             published_only(name, widths=widths, depths=depths, resolutions=resolutions)
+        channels = _widths(name, shape, widths, (0.5, 0.75, 1.0), elastic=elastic)
+        self._check_widths(widths, channels)
         super().__init__(
             name,
             shape,
             scheme,
             num_classes,
             image_channels,
-            widths=_widths(name, shape, widths, (0.5, 0.75, 1.0), elastic=elastic),
+            widths=channels,
             depths=_depths(name, shape, depths, elastic=elastic),
             expansions=(),
             resolutions=image_sizes(name, resolutions, image_size=image_size, small=small, elastic=elastic),

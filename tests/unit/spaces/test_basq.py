@@ -81,6 +81,9 @@ def test_branches_are_at_depthwise_inputs_and_for_residual_blocks(make_family):
         ("basq-mbv1", {"flexconn": ["static", "static"]}, "flexconn must be different names"),
         ("basq-mbv2", {"kernels": (4,)}, "kernels must be"),
         ("basq-resnet20", {"widths": (0.25, 1.0), "width": 1.0, "block": "preactivation"}, "add channels of zeros"),
+        ("basq-resnet20", {"widths": (0.25, 1.0), "width": 1.0}, "8 channels after one with 16.* largest subnet"),
+        ("basq-resnet18", {"widths": (0.25, 1.0), "width": 1.0}, "32 channels after one with 64.* largest subnet"),
+        ("basq-mbv1", {"widths": (0.25, 1.0), "width": 1.0}, "16 channels after one with 32.* largest subnet"),
     ],
 )
 def test_options_that_cannot_be_are_refused(make_family, name, options, message):
@@ -88,12 +91,14 @@ def test_options_that_cannot_be_are_refused(make_family, name, options, message)
         make_family(name, **options)
 
 
-def test_skips_to_a_narrower_stage_are_put_on_a_grid_before_and_after_averaging(make_family):
-    space = make_family("basq-resnet20", width=1.0, widths=(0.25, 1.0))
-    sample = {**space.highest(), "stage2.width": 8}
-    layers = {layer.name: layer for layer in space.layers(sample)}
-    name = "stage2.block1.conv1"
-    assert (layers[name].in_channels, layers[name].out_channels) == (16, 8)
-    fold, skip = layers[f"{name}.fold"], layers[f"{name}.skip"]
-    assert (fold.in_channels, fold.out_size, skip.in_channels, skip.out_size) == (8, 16, 8, 8)
-    assert f"{name}.fold" not in {layer.name for layer in space.layers(space.highest())}
+def test_widths_are_free_where_no_skip_leads_from_one_to_the_next(make_family):
+    make_family("basq-resnet18", widths=(0.25, 1.0), width=1.0, block="preactivation")
+    make_family("basq-mbv1", widths=(0.25, 1.0), width=1.0, flexconn=["static"])
+
+
+@pytest.mark.parametrize(("name", "block"), CASES)
+def test_the_largest_subnet_has_every_site(make_family, name, block):
+    """Quantizers start in it."""
+    given = {"expansions": (1, 6)} if name == "basq-mbv2" else {}
+    space = make_family(name, block=block, width=1.0, **given)
+    assert [layer.name for layer in space.layers(space.highest())] == [site.name for site in space.sites]
