@@ -122,6 +122,11 @@ def test_an_elastic_sample_at_three_bits_with_signed_codes(deployed, device, tmp
     check_integer(deployed(name, "drawn", bits=3, signed=True), tmp_path / "m.onnx", device)
 
 
+def test_at_eight_bits_a_relu_on_codes_takes_the_place_of_the_quantizer(deployed, device, tmp_path):
+    kinds = check_integer(deployed("basq-resnet20", bits=8, block="fracbnn"), tmp_path / "m.onnx", device)
+    assert kinds["relu"] == 6  # in front of the two convolutions of each of three blocks
+
+
 @pytest.mark.parametrize("conv_only", [False, True])
 @pytest.mark.parametrize("name", ["basq-mbv2", "basq-resnet20"])
 def test_a_packed_file_holds_all_that_the_net_computes_with(deployed, registry, make_family, tmp_path, name, conv_only):
