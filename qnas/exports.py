@@ -14,7 +14,6 @@ from qnas.errors import ExportError, StoreError
 from qnas.evaluate import Evaluator
 from qnas.files import write_json
 from qnas.nn.features import backbone, feature_subnet, find_taps
-from qnas.nn.subnet import Subnet
 from qnas.protocols import Device
 from qnas.retrained import alone_folder, is_alone
 from qnas.space import Sample
@@ -56,28 +55,22 @@ class Exports:
         names = {"qnas.config": key, "qnas.sample": json.dumps(sample, sort_keys=True)}
         names["qnas.classes"] = json.dumps(self.evaluator.data.class_names)
         summary = export_onnx(subnet, folder / "model.onnx", metadata=names)
-        packed = self._pack(subnet, folder / "packed.safetensors", names)
+        packed = folder / "packed.safetensors"
+        packed_bytes = write_packed(subnet, packed, metadata=names)
         value = {
             "key": key,
             "stage": stage,
             "sample": sample,
             "onnx": str(Path("exports") / folder.name / "model.onnx"),
             "onnx_bytes": summary.size_bytes,
-            **packed,
+            "packed": str(Path("exports") / folder.name / packed.name),
+            "packed_bytes": packed_bytes,
             "operators": self.device.operators(str(folder / "model.onnx")),
             "device": self.device_name,
             "float_islands": [asdict(island) for island in summary.islands],
         }
         write_json(folder / "export.json", value)
         return value
-
-    def _pack(self, subnet: Subnet, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-        """Write the bit-packed file; say what it is, or why there is none."""
-        if any(layer.affine is not None for layer in subnet.subnet_layers()):
-            path.unlink(missing_ok=True)
-            return {"unpacked": "its batch normalisation is in float (--quantize conv-only)"}
-        size = write_packed(subnet, path, metadata=metadata)
-        return {"packed": str(Path("exports") / path.parent.name / path.name), "packed_bytes": size}
 
     def export_features(self, sample: Sample) -> dict[str, Any]:
         """Write the features of a subnet as integer ONNX, one output a stride, and compare them on the device.

@@ -44,6 +44,10 @@ def make_space(mbv3) -> Callable[..., SearchSpace]:
 
 
 TINY = {
+    "basq-mbv1": {"width": 0.25, "elastic": True, "kernels": (3,), "depths": (1, 2)},
+    "basq-mbv2": {"width": 0.25, "elastic": True, "kernels": (3, 5), "expansions": (3, 4), "depths": (1, 2)},
+    "basq-resnet18": {"width": 0.125, "elastic": True},
+    "basq-resnet20": {"width": 0.5, "elastic": True, "depths": (1, 2)},
     "mbv1": {"width": 0.25},
     "mbv2": {"width": 0.25, "depths": (1, 2)},
     "resnet18": {"width": 0.125},
@@ -57,9 +61,12 @@ TINY = {
 def make_family(registry: Registry) -> Callable[..., SearchSpace]:
     """Returns one of the spaces of ``TINY``; keywords are those of the scheme and of the space."""
 
-    def make(name: str, w_bits=(2, 4), a_bits=(2, 4), granularity="layer", **options: Any) -> SearchSpace:
+    def make(
+        name: str, w_bits=(2, 4), a_bits=(2, 4), granularity="layer", conv_only=False, site_knobs=None, **options: Any
+    ) -> SearchSpace:
+        scheme = QuantScheme(w_bits, a_bits, granularity, conv_only=conv_only, site_knobs=site_knobs)
         given = {"image_size": 16, "num_classes": 10, "image_channels": 1, **TINY[name], **options}
-        return registry.load("space", name)(QuantScheme(w_bits, a_bits, granularity), **given)
+        return registry.load("space", name)(scheme, **given)
 
     return make
 

@@ -445,10 +445,7 @@ def print_export(run: Any, result: Mapping[str, Any]) -> None:
     """Print what was exported, and what of it stays in float."""
     click.echo(f"Subnet {result['key']}:")
     click.echo(f"  ONNX        {run / result['onnx']} ({result['onnx_bytes']:,} bytes)")
-    if "packed" in result:
-        click.echo(f"  bit-packed  {run / result['packed']} ({result['packed_bytes']:,} bytes of payload)")
-    else:
-        click.echo(f"  bit-packed  no: {result['unpacked']}")
+    click.echo(f"  bit-packed  {run / result['packed']} ({result['packed_bytes']:,} bytes of payload)")
     operators = ", ".join(f"{count} {name}" for name, count in result["operators"].items())
     click.echo(f"  {result['device']} executes {operators}")
     islands = result["float_islands"]

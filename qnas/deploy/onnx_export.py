@@ -22,6 +22,7 @@ from qnas.deploy.trace import Island, Step, Trace, squeeze_excite_weights, trace
 from qnas.errors import ExportError
 from qnas.files import write_bytes
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
+from qnas.nn.flexconn import FoldChannels
 from qnas.nn.graph import SelectChannels
 from qnas.nn.grid import CodebookGrid
 from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer
@@ -152,6 +153,7 @@ class _Exporter:
             "clip": self._clip,
             "max-pool": self._max_pool,
             "avg-pool": self._avg_pool,
+            "fold-channels": self._fold_channels,
             "pad-shortcut": self._pad_shortcut,
             "flatten": lambda step: self._on_codes(step, "Flatten", axis=1),
             "unflatten": self._unflatten,
@@ -286,9 +288,12 @@ class _Exporter:
     def _avg_pool(self, step: Step) -> _Value:
         pool = step.module
         assert isinstance(pool, nn.AvgPool2d)
-        if pool.ceil_mode or pool.divisor_override is not None:
+        padded = _pair(pool.padding) != [0, 0]
+        if pool.divisor_override is not None or (pool.ceil_mode and padded):
+            # With padding, runtimes do not agree on what a last window that is cut off is divided by.
             raise ExportError(
-                f"Average pooling at {step.name!r} rounds its size up or has a divisor of its own. Do without."
+                f"Average pooling at {step.name!r} has a divisor of its own, or padding and a size that is rounded up. "
+                "Do without."
             )
         return self._float(
             step,
@@ -296,8 +301,33 @@ class _Exporter:
             kernel_shape=_pair(pool.kernel_size),
             strides=_pair(pool.stride),
             pads=_pair(pool.padding) * 2,
-            count_include_pad=int(pool.count_include_pad),
+            ceil_mode=int(pool.ceil_mode),
+            count_include_pad=int(pool.count_include_pad and padded),
         )
+
+    def _fold_channels(self, step: Step) -> _Value:
+        """Emit a grouped convolution of ones over the channels that are summed, an integer operator on codes.
+
+        Its groups are neighbours, so channels are moved first: on codes too, where there are any.
+        """
+        fold, x, graph, name = step.module, self._input(step), self.graph, step.name
+        assert isinstance(fold, FoldChannels)
+        parts = -(-fold.given // fold.channels)
+        missing = parts * fold.channels - fold.given
+        y = x.name if x.grid is None else x.codes
+        if missing:
+            pads = graph.constant(f"{name}.pads", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
+            zero = np.array(0, np.float32) if x.grid is None else np.array(x.grid.zero_point, np.uint8)
+            y = graph.node("Pad", [y, pads, graph.constant(f"{name}.zero", zero)], f"{name}.padded")
+        order = np.arange(parts * fold.channels, dtype=np.int64).reshape(parts, fold.channels).T.reshape(-1)
+        y = graph.node("Gather", [y, graph.constant(f"{name}.order", order)], f"{name}.ordered", axis=1)
+        ones = np.ones((fold.channels, parts, 1, 1), np.int8)
+        if x.grid is None:
+            weight = graph.constant(f"{name}.weight", ones.astype(np.float32))
+        else:
+            y = graph.dequantize(y, x.site, x.grid)
+            weight = graph.dequantized_constant(f"{name}.weight", ones, np.ones(fold.channels, np.float32))
+        return _Value(graph.node("Conv", [y, weight], name, kernel_shape=[1, 1], group=fold.channels))
 
     def _clip(self, step: Step) -> _Value:
         clip = step.module

@@ -1,5 +1,8 @@
 """Bit-packed storage: a safetensors file whose tensors take exactly the bytes that the cost ``size_bytes`` counts.
 
+What no cost counts comes on top: 8 bytes a channel of each batch normalisation that stays in float, and the 5 bytes of
+the grid that a convolution's output is put on in front of one.
+
 Tensors of a quantized layer ``<site>``:
 
 - ``codes`` uint8: the weights' codes in two's complement of ``bits``, one after another, lowest bit first;
@@ -8,7 +11,8 @@ Tensors of a quantized layer ``<site>``:
 - ``bias`` ``[O]`` int32: the bias is ``bias * grid_scale * |scales| / 2 ** bias_shift``;
 - ``grid_scale`` ``[]`` float32 and ``grid_zero_point`` ``[]`` uint8: of the input, wherever it was put on that grid.
 
-A site that only puts a tensor on a grid has the last two, a layer in float ``weight`` and ``bias`` in float32. Shapes,
+A site that only puts a tensor on a grid has the last two, a layer in float ``weight`` and ``bias`` in float32, a batch
+normalisation that stays in float ``factor`` and ``offset`` ``[C]`` in float32, under the name of its operation. Shapes,
 bits, ``bias_shift`` and the range of the grids' codes are in the file's metadata, under ``layers``, as JSON;
 ``padding`` is there where it is not half of the kernel.
 """
@@ -32,7 +36,7 @@ from qnas.errors import ExportError, StoreError
 from qnas.files import write_bytes
 from qnas.layers import FLOAT_BITS, LayerSpec
 from qnas.nn.activation import FloatSqueezeExcite, GridQuantize
-from qnas.nn.subnet import Subnet, SubnetLayer
+from qnas.nn.subnet import ChannelAffine, Subnet, SubnetLayer
 
 FORMAT = "qnas-packed-1"
 FIELDS = {
@@ -40,6 +44,7 @@ FIELDS = {
     "asymmetric": ("codes", "zero_points", "scales", "bias", "grid_scale", "grid_zero_point"),
     "float": ("weight", "bias"),
     "quantize": ("grid_scale", "grid_zero_point"),
+    "affine": ("factor", "offset"),
 }
 DTYPES = {
     "codes": torch.uint8,
@@ -48,6 +53,8 @@ DTYPES = {
     "grid_scale": torch.float32,
     "grid_zero_point": torch.uint8,
     "weight": torch.float32,
+    "factor": torch.float32,
+    "offset": torch.float32,
 }
 
 
@@ -120,12 +127,15 @@ class _Packer:
             elif isinstance(module, FloatSqueezeExcite):
                 for part, (weight, bias) in zip(("reduce", "expand"), squeeze_excite_weights(module), strict=True):
                     self._float(self.specs[f"{module.name}.{part}"], weight, bias)
-            elif isinstance(module, GridQuantize) and self._kind(step.name) == "quantize":
+            elif isinstance(module, ChannelAffine):
+                self._affine(step.name, module)
+            elif isinstance(module, GridQuantize) and self._stands_alone(step.name):
                 grid = self.steps.grids[step.output]
                 assert grid is not None
                 self.layers[step.name] = {"kind": "quantize"}
                 self._grid(step.name, grid)
-        missing = sorted(set(self.specs) - set(self.layers))
+        in_float = {name for name, spec in self.specs.items() if spec.kind == "quantize" and spec.a_bits == FLOAT_BITS}
+        missing = sorted(set(self.specs) - set(self.layers) - in_float)
         if missing:
             raise ExportError(
                 f"The space describes {', '.join(missing)}, but the extracted subnet holds no such layer. "
@@ -133,9 +143,15 @@ class _Packer:
             )
         return self.tensors, self.layers
 
-    def _kind(self, site: str) -> str:
-        spec = self.specs.get(site)
-        return "" if spec is None else spec.kind
+    def _stands_alone(self, site: str) -> bool:
+        """Tell whether a grid is stored by itself, not with the layer whose input it is."""
+        spec = self.specs.get(site)  # a convolution's output in front of a float operation is no site
+        return spec is None or spec.kind == "quantize"
+
+    def _affine(self, name: str, affine: ChannelAffine) -> None:
+        self.layers[name] = {"kind": "affine", "shape": list(affine.factor.shape)}
+        self.tensors[f"{name}.factor"] = affine.factor.detach().float().contiguous()
+        self.tensors[f"{name}.offset"] = affine.offset.detach().float().contiguous()
 
     def _grid(self, site: str, grid: CodeGrid) -> None:
         self.tensors[f"{site}.grid_scale"] = torch.tensor(grid.scale, dtype=torch.float32)
@@ -144,11 +160,6 @@ class _Packer:
 
     def _layer(self, layer: SubnetLayer, grid: CodeGrid | None) -> None:
         spec = layer.spec
-        if layer.affine is not None:
-            raise ExportError(
-                f"Layer {spec.name!r} keeps its batch normalisation in float, which the packed format cannot hold. "
-                "Pack fully quantized subnets (--quantize full)."
-            )
         if spec.w_bits == FLOAT_BITS:
             self._float(spec, layer.weight, layer.bias)
             self.layers[spec.name] |= _padding(layer)
@@ -233,8 +244,8 @@ def read_packed(path: str | Path) -> dict[str, Any]:
 
 
 def _fields(entry: Mapping[str, Any]) -> str:
-    if entry["kind"] == "quantize":
-        return "quantize"
+    if entry["kind"] in ("quantize", "affine"):
+        return str(entry["kind"])
     if entry["bits"] == FLOAT_BITS:
         return "float"
     return "asymmetric" if entry.get("asymmetric", False) else "quantized"
@@ -256,6 +267,11 @@ def _read_layer(site: str, entry: dict[str, Any], tensors: Mapping[str, Tensor])
     if fields == "quantize":
         return entry
     shape = torch.Size(entry["shape"])
+    if fields == "affine":
+        for name in FIELDS[fields]:
+            if entry[name].shape != shape:
+                raise StoreError(f"{site}.{name} has the shape {list(entry[name].shape)}")
+        return entry
     if entry["bias"].shape != shape[:1]:
         raise StoreError(f"{site}.bias has the shape {list(entry['bias'].shape)}")
     if fields == "float":

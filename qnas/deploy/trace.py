@@ -13,6 +13,7 @@ from qnas.deploy.integers import CodeGrid, code_grid
 from qnas.errors import ExportError
 from qnas.nn.activation import FloatSqueezeExcite, GlobalPool, GridQuantize, HardSwish
 from qnas.nn.features import FloatHead
+from qnas.nn.flexconn import FoldChannels
 from qnas.nn.graph import Concat, Flatten, Product, SelectChannels, Unflatten
 from qnas.nn.subnet import ChannelAffine, PaddedShortcut, Subnet, SubnetLayer, SubnetNorm
 
@@ -33,11 +34,14 @@ CODE_MODULES: dict[type[nn.Module], str] = {
 GRID_MODULES: dict[type[nn.Module], str] = {
     GlobalPool: "global-pool",
     nn.AvgPool2d: "avg-pool",
+    FoldChannels: "fold-channels",
     Concat: "concat",
     Product: "product",
     nn.Sigmoid: "sigmoid",
 }
-SUFFIXES = {"global-pool": "mean", "avg-pool": "mean", "max-pool": "max", "pad-shortcut": "pad"}  # of steps' names
+SUFFIXES = {  # of steps' names
+    "global-pool": "mean", "avg-pool": "mean", "max-pool": "max", "pad-shortcut": "pad", "fold-channels": "fold",
+}  # fmt: skip
 ON_CODES = ("relu", *CODE_MODULES.values())  # kinds that keep a tensor on its grid
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 

@@ -19,6 +19,8 @@ from qnas.errors import ConfigError
 from qnas.nn.activation import ActivationSite, GlobalPool, HardSwish
 from qnas.nn.elastic import ElasticConv
 from qnas.nn.graph import Flatten, Graph, Wire, twin
+from qnas.nn.lowbit import LowBitUnit
+from qnas.nn.norm import ElasticNorm
 from qnas.nn.subnet import Subnet, SubnetLayer
 from qnas.nn.supernet import Supernet
 
@@ -44,11 +46,14 @@ class Tap:
         value: position: 0 is the image, ``i + 1`` the output of part ``i``.
         reader: the part that puts this value on a grid, at its first layer's input, and takes it from there; ``None``
             where it is on one already.
+        shared: whether all take the value from that grid, so that the static twin puts it there once. Where tensors
+            between layers stay in float it is the reader's convolution's alone.
     """
 
     stride: int
     value: int
     reader: int | None = None
+    shared: bool = True
 
 
 class Features(nn.Module):
@@ -84,7 +89,7 @@ class Features(nn.Module):
 
     def _static(self, tap: Tap) -> bool:
         # In training the reader rounds the value itself: rounded twice, a clipped one would lose its gradient.
-        return tap.reader is not None and isinstance(_first_layer(self.parts[tap.reader]), SubnetLayer)
+        return tap.shared and tap.reader is not None and isinstance(_first_layer(self.parts[tap.reader]), SubnetLayer)
 
     def _tapped(self, value: Tensor, tap: Tap) -> Tensor:
         if tap.reader is None:
@@ -132,7 +137,9 @@ def find_taps(supernet: Supernet, strides: Sequence[int] = STRIDES) -> tuple[Tap
     with _judging(supernet):
         for value, size in _sizes(wires):
             found[round(PROBE / size)] = value
-    taps = tuple(Tap(stride, found[stride], _reader(wires, found[stride])) for stride in strides if stride in found)
+    shared = not supernet.space.scheme.conv_only
+    values = [(stride, found[stride]) for stride in strides if stride in found]
+    taps = tuple(Tap(stride, value, _reader(wires, value), shared) for stride, value in values)
     if not taps:
         raise ConfigError(
             f"Space {supernet.space.name!r} has no features at strides {', '.join(map(str, strides))}: its maps are at "
@@ -172,6 +179,7 @@ def _parts(net: Supernet | Subnet) -> list[nn.Module]:
     while before and isinstance(parts[before - 1], (ActivationSite, HardSwish)):
         before -= 1
     head = parts[before - 1] if before > 1 else None
+    head = head.layer if isinstance(head, LowBitUnit) else head
     if isinstance(head, ElasticConv) and head.kernels == (1,) and head.stride == 1:
         end = before - 1
     return parts[:end] if len(parts) > 1 else parts
@@ -206,8 +214,9 @@ def _power_of_two(size: int) -> float:
 def _reader(wires: Sequence[Wire], value: int) -> int | None:
     """Return the part that puts a value on a grid, where it is not on one already."""
     for number, wire in enumerate(wires):
-        if value not in wire.inputs or not any(isinstance(m, ElasticConv) for m in wire.part.modules()):
-            continue
+        found = (module for module in wire.part.modules() if isinstance(module, (ElasticConv, ElasticNorm)))
+        if value not in wire.inputs or not isinstance(next(found, None), ElasticConv):
+            continue  # what a batch normalisation takes is on a grid
         site = _first_layer(wire.part).input
         if isinstance(site, ActivationSite) and site.passthrough_bits is None:
             return number

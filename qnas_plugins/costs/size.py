@@ -1,4 +1,4 @@
-"""Bytes of the bit-packed model: exactly the payload of the file that ``qnas export`` writes."""
+"""Bytes of the bit-packed model: the payload of the file that ``qnas export`` writes, as far as it is quantized."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class SizeBytes:
     A layer with weights takes ``ceil(weights * bits / 8)`` bytes of codes (or float32 values), 4 for each bias and,
     if quantized, 4 for each output channel's scale (batch normalisation is folded into it) and 5 for its input's grid
     (scale and zero point); asymmetric weights take one more for each output channel. A tensor that is only put on a
-    grid takes those 5, and nothing where it stays in float.
+    grid takes those 5, and nothing where it stays in float. Batch normalisations that stay in float are in the file
+    too, and not counted: see :mod:`qnas.deploy.pack`.
     """
 
     direction = "min"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
 from qnas_search_spaces.outline import Block, Outline, Size
@@ -25,6 +25,8 @@ from qnas_search_spaces.sizes import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from qnas.nn.supernet import BuildContext, Supernet
 
 
@@ -60,6 +62,8 @@ class MobileNetV1Space(SearchSpace):
             blocks of 512 channels (the published network has 6), and the default of the size.
     """
 
+    label: ClassVar[str] = "mbv1"
+
     def __init__(
         self,
         scheme: QuantScheme,
@@ -75,25 +79,29 @@ class MobileNetV1Space(SearchSpace):
         depths: Sequence[int] | int | None = None,
         resolutions: Sequence[int] | int | None = None,
     ) -> None:
-        small = is_small("mbv1", size, image_size)
-        width = width_multiplier("mbv1", width)
+        small = is_small(self.label, size, image_size)
+        width = width_multiplier(self.label, width)
         if not elastic:
-            published_only("mbv1", kernels=kernels, widths=widths, depths=depths, resolutions=resolutions)
+            published_only(self.label, kernels=kernels, widths=widths, depths=depths, resolutions=resolutions)
         self.image_channels = image_channels
         self.stem_stride = 1 if small else 2
         self.stem = make_divisible(STEM * width)
-        self.kernels = kernel_sizes("mbv1", kernels, (3, 5, 7) if elastic else (3,))
+        self.kernels = kernel_sizes(self.label, kernels, (3, 5, 7) if elastic else (3,))
         largest = [make_divisible(stage.width * width) for stage in STAGES]
-        self.widths = stage_widths("mbv1", widths, (0.5, 0.75, 1.0) if elastic else (1.0,), largest)
-        deep = whole_numbers("mbv1", "depths", depths, (2, 4, 6) if elastic else (STAGES[DEEP - 1].blocks,))
+        self.widths = stage_widths(self.label, widths, (0.5, 0.75, 1.0) if elastic else (1.0,), largest)
+        self._check_widths(widths)
+        deep = whole_numbers(self.label, "depths", depths, (2, 4, 6) if elastic else (STAGES[DEEP - 1].blocks,))
         self.depths = [deep if number == DEEP else (stage.blocks,) for number, stage in enumerate(STAGES, 1)]
-        resolutions = image_sizes("mbv1", resolutions, image_size=image_size, small=small, elastic=elastic)
+        resolutions = image_sizes(self.label, resolutions, image_size=image_size, small=small, elastic=elastic)
         knobs, sites = self._describe(resolutions, scheme.edge_bits, num_classes)
-        super().__init__("mbv1", knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
+        super().__init__(self.label, knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
+
+    def _check_widths(self, given: Sequence[float] | float | None) -> None:
+        """Raise ``ConfigError`` where skips cannot lead from one stage to the next."""
 
     def _describe(self, resolutions: tuple[int, ...], edge: int, num_classes: int) -> tuple[list[Knob], list[Site]]:
         outline, at = Outline(resolutions, edge), self.stem_stride
-        outline.layer("stem", self.image_channels, self.stem, at, kernel=3, stride=self.stem_stride, bits=edge)
+        self._describe_stem(outline, at)
         width = Size.fixed(self.stem)
         for number, (stage, widths, depths) in enumerate(zip(STAGES, self.widths, self.depths, strict=True), 1):
             name = f"stage{number}"
@@ -101,27 +109,32 @@ class MobileNetV1Space(SearchSpace):
             outline.knob(f"{name}.width", widths)
             if number == DEEP:
                 outline.knob(f"{name}.depth", depths)
+            out = Size.knob(f"{name}.width")
             for position in range(1, depths[-1] + 1):
                 block = Block.of_stage(name, position, depths)
-                kernel, stride = f"{block.name}.kernel", stage.stride if position == 1 else 1
-                outline.knob(kernel, self.kernels, block.active_if)
-                outline.layer(
-                    f"{block.name}.depthwise",
-                    width,
-                    width,
-                    at,
-                    kernel=Size.knob(kernel),
-                    stride=stride,
-                    depthwise=True,
-                    block=block,
-                    branch=f"{block.name}.depthwise",
-                )
-                outline.layer(f"{block.name}.pointwise", width, Size.knob(f"{name}.width"), at, block=block)
-                width = Size.knob(f"{name}.width")
-        outline.grid("pool", width, at)
+                outline.knob(f"{block.name}.kernel", self.kernels, block.active_if)
+                self._describe_block(outline, block, width, out, stage.stride if position == 1 else 1, at)
+                width = out
+        self._describe_pool(outline, width, at)
         outline.layer("classifier", width, num_classes, 0, kind="linear", bits=edge)
         outline.grid("classifier.out", num_classes, 0)
         return outline.knobs, outline.sites
+
+    def _describe_stem(self, outline: Outline, at: int) -> None:
+        """Add the sites of the first convolution, which is all of ``at`` by now."""
+        outline.layer("stem", self.image_channels, self.stem, at, kernel=3, stride=at, bits=outline.edge_bits)
+
+    def _describe_block(self, outline: Outline, block: Block, width: Size, out: Size, stride: int, at: int) -> None:
+        """Add the sites of a block."""
+        outline.layer(
+            f"{block.name}.depthwise", width, width, at, kernel=Size.knob(f"{block.name}.kernel"), stride=stride,
+            depthwise=True, block=block, branch=f"{block.name}.depthwise",
+        )  # fmt: skip
+        outline.layer(f"{block.name}.pointwise", width, out, at, block=block)
+
+    def _describe_pool(self, outline: Outline, width: Size, at: int) -> None:
+        """Add the grid of what is pooled."""
+        outline.grid("pool", width, at)
 
     def torchvision_names(self) -> Mapping[str, str]:
         """Return the modules by layer. torchvision has no MobileNetV1: these are https://github.com/marvis/pytorch-mobilenet's."""
@@ -137,32 +150,31 @@ class MobileNetV1Space(SearchSpace):
 
     def build(self, context: BuildContext) -> Supernet:
         """Build the supernet: stem, stages, pooling, classifier."""
-        from torch import nn
-
-        from qnas.nn.activation import GlobalPool
-        from qnas.nn.blocks import DepthwiseSeparable
         from qnas.nn.supernet import Supernet
 
         width = self.stem
-        parts: list[nn.Module] = [
-            context.conv("stem", self.image_channels, width, kernels=(3,), stride=self.stem_stride, image=True)
-        ]
+        parts = [self._build_stem(context)]
         for number, (stage, widths, depths) in enumerate(zip(STAGES, self.widths, self.depths, strict=True), 1):
             for position in range(1, depths[-1] + 1):
-                parts.append(
-                    DepthwiseSeparable(
-                        context,
-                        f"stage{number}.block{position}",
-                        width,
-                        widths[-1],
-                        kernels=self.kernels,
-                        stride=stage.stride if position == 1 else 1,
-                    )
-                )
+                name, stride = f"stage{number}.block{position}", stage.stride if position == 1 else 1
+                parts.append(self._build_block(context, name, width, widths[-1], stride))
                 width = widths[-1]
-        parts += [
+        return Supernet(self, [*parts, *self._build_end(context, width)])
+
+    def _build_stem(self, context: BuildContext) -> nn.Module:
+        return context.conv("stem", self.image_channels, self.stem, kernels=(3,), stride=self.stem_stride, image=True)
+
+    def _build_block(self, context: BuildContext, name: str, width: int, out: int, stride: int) -> nn.Module:
+        from qnas.nn.blocks import DepthwiseSeparable
+
+        return DepthwiseSeparable(context, name, width, out, kernels=self.kernels, stride=stride)
+
+    def _build_end(self, context: BuildContext, width: int) -> list[nn.Module]:
+        """Return what follows the last block."""
+        from qnas.nn.activation import GlobalPool
+
+        return [
             context.site("pool", width, signed=False, relu=True),
             GlobalPool(),
             context.conv("classifier", width, self.num_classes, linear=True, output=True),
         ]
-        return Supernet(self, parts)

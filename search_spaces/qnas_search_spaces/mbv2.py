@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from qnas.layers import FLOAT_BITS
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
@@ -27,6 +27,8 @@ from qnas_search_spaces.sizes import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from qnas.nn.supernet import BuildContext, Supernet
 
 
@@ -62,6 +64,8 @@ class MobileNetV2Space(SearchSpace):
             default of the size. The last stage has one block.
     """
 
+    label: ClassVar[str] = "mbv2"
+
     def __init__(
         self,
         scheme: QuantScheme,
@@ -77,10 +81,10 @@ class MobileNetV2Space(SearchSpace):
         depths: Sequence[int] | int | None = None,
         resolutions: Sequence[int] | int | None = None,
     ) -> None:
-        small = is_small("mbv2", size, image_size)
-        width = width_multiplier("mbv2", width)
+        small = is_small(self.label, size, image_size)
+        width = width_multiplier(self.label, width)
         if not elastic:
-            published_only("mbv2", kernels=kernels, expansions=expansions, depths=depths, resolutions=resolutions)
+            published_only(self.label, kernels=kernels, expansions=expansions, depths=depths, resolutions=resolutions)
         self.image_channels = image_channels
         self.stem_stride = 1 if small else 2
         self.stem, self.first = make_divisible(STEM * width), make_divisible(FIRST * width)
@@ -88,21 +92,19 @@ class MobileNetV2Space(SearchSpace):
         self.stages = tuple(
             Stage(make_divisible(s.width * width), s.blocks, s.stride) for s in (SMALL_STAGES if small else STAGES)
         )
-        self.kernels = kernel_sizes("mbv2", kernels, (3, 5, 7) if elastic else (3,))
-        self.expansions = whole_numbers("mbv2", "expansions", expansions, (3, 4, 6) if elastic else (EXPANSION,))
-        given = whole_numbers("mbv2", "depths", depths, (2, 3, 4))
+        self.kernels = kernel_sizes(self.label, kernels, (3, 5, 7) if elastic else (3,))
+        self.expansions = whole_numbers(self.label, "expansions", expansions, (3, 4, 6) if elastic else (EXPANSION,))
+        given = whole_numbers(self.label, "depths", depths, (2, 3, 4))
         self.depths = tuple((s.blocks,) if not elastic or s is self.stages[-1] else given for s in self.stages)
-        resolutions = image_sizes("mbv2", resolutions, image_size=image_size, small=small, elastic=elastic)
+        resolutions = image_sizes(self.label, resolutions, image_size=image_size, small=small, elastic=elastic)
         knobs, sites = self._describe(resolutions, scheme.edge_bits, num_classes)
-        super().__init__("mbv2", knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
+        super().__init__(self.label, knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
 
     def _describe(self, resolutions: tuple[int, ...], edge: int, num_classes: int) -> tuple[list[Knob], list[Site]]:
         outline, at = Outline(resolutions, edge), self.stem_stride
         outline.layer("stem", self.image_channels, self.stem, at, kernel=3, stride=self.stem_stride, bits=edge)
         outline.grid("stem.out", self.stem, at)
-        describe_inverted_residual(
-            outline, Block("first"), self.stem, Size.fixed(self.stem), self.first, 3, 1, at, expand=False
-        )
+        self._describe_first(outline, at)
         width = self.first
         for number, (stage, depths) in enumerate(zip(self.stages, self.depths, strict=True), 1):
             name = f"stage{number}"
@@ -111,13 +113,27 @@ class MobileNetV2Space(SearchSpace):
             for position in range(1, depths[-1] + 1):
                 block = Block.of_stage(name, position, depths)
                 stride = stage.stride if position == 1 else 1
-                describe_elastic_block(outline, block, width, stage.width, self.kernels, self.expansions, stride, at)
+                self._describe_block(outline, block, width, stage.width, stride, at)
                 width = stage.width
-        outline.layer("head", width, self.head, at)
-        outline.grid("pool", self.head, at)
+        self._describe_head(outline, width, at)
         outline.layer("classifier", self.head, num_classes, 0, kind="linear", bits=edge)
         outline.grid("classifier.out", num_classes, 0)
         return outline.knobs, outline.sites
+
+    def _describe_first(self, outline: Outline, at: int) -> None:
+        """Add the sites of the block without an expanding convolution."""
+        describe_inverted_residual(
+            outline, Block("first"), self.stem, Size.fixed(self.stem), self.first, 3, 1, at, expand=False
+        )
+
+    def _describe_block(self, outline: Outline, block: Block, width: int, out: int, stride: int, at: int) -> None:
+        """Add the knobs and sites of an elastic block."""
+        describe_elastic_block(outline, block, width, out, self.kernels, self.expansions, stride, at)
+
+    def _describe_head(self, outline: Outline, width: int, at: int) -> None:
+        """Add the sites of the last convolution, up to the grid of what is pooled."""
+        outline.layer("head", width, self.head, at)
+        outline.grid("pool", self.head, at)
 
     def torchvision_names(self) -> Mapping[str, str]:
         """Return the modules of torchvision's ``mobilenet_v2`` by layer."""
@@ -132,45 +148,51 @@ class MobileNetV2Space(SearchSpace):
 
     def build(self, context: BuildContext) -> Supernet:
         """Build the supernet: stem, first block, stages, head, pooling, classifier."""
-        from torch import nn
-
-        from qnas.nn.activation import GlobalPool
-        from qnas.nn.blocks import InvertedResidual
         from qnas.nn.supernet import Supernet
 
         stem = context.conv(
             "stem", self.image_channels, self.stem, kernels=(3,), stride=self.stem_stride, image=True, output=True,
             output_relu=True,
         )  # fmt: skip
-        first = InvertedResidual(
-            context, "first", self.stem, self.stem, self.first, kernels=(3,), stride=1, act="relu", se_hidden=0,
-            expand=False, signed_input=False,
-        )  # fmt: skip
-        parts: list[nn.Module] = [stem, first]
+        parts: list[nn.Module] = [stem, self._build_first(context)]
         width = self.first
         for number, (stage, depths) in enumerate(zip(self.stages, self.depths, strict=True), 1):
             for position in range(1, depths[-1] + 1):
-                parts.append(
-                    InvertedResidual(
-                        context,
-                        f"stage{number}.block{position}",
-                        width,
-                        make_divisible(width * self.expansions[-1]),
-                        stage.width,
-                        kernels=self.kernels,
-                        stride=stage.stride if position == 1 else 1,
-                        act="relu",
-                        se_hidden=0,
-                    )
-                )
+                stride = stage.stride if position == 1 else 1
+                parts.append(self._build_block(context, f"stage{number}.block{position}", width, stage.width, stride))
                 width = stage.width
-        parts += [
+        return Supernet(self, [*parts, *self._build_end(context, width)])
+
+    def _build_first(self, context: BuildContext) -> nn.Module:
+        from qnas.nn.blocks import InvertedResidual
+
+        return InvertedResidual(
+            context, "first", self.stem, self.stem, self.first, kernels=(3,), stride=1, act="relu", se_hidden=0,
+            expand=False, signed_input=False,
+        )  # fmt: skip
+
+    def _build_block(self, context: BuildContext, name: str, width: int, out: int, stride: int) -> nn.Module:
+        from qnas.nn.blocks import InvertedResidual
+
+        return InvertedResidual(
+            context, name, width, self._hidden(width), out, kernels=self.kernels, stride=stride, act="relu",
+            se_hidden=0,
+        )  # fmt: skip
+
+    def _build_end(self, context: BuildContext, width: int) -> list[nn.Module]:
+        """Return the last convolution and what follows it."""
+        from qnas.nn.activation import GlobalPool
+
+        return [
             context.conv("head", width, self.head, signed_input=True, passthrough_bits=context.edge_bits),
             context.site("pool", self.head, signed=False, relu=True),
             GlobalPool(),
             context.conv("classifier", self.head, self.num_classes, linear=True, output=True),
         ]
-        return Supernet(self, parts)
+
+    def _hidden(self, width: int) -> int:
+        """Return the most channels that an expanding convolution makes of ``width``."""
+        return make_divisible(width * self.expansions[-1])
 
 
 def _block_names(ours: str, theirs: str, *, expand: bool = True) -> dict[str, str]:

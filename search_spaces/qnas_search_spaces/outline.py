@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from qnas.layers import LayerSpec
 from qnas.space import Condition, Knob, Site, Value
@@ -92,6 +93,7 @@ class Outline:
         bits: int | None = None,
         block: Block | None = None,
         branch: str | None = None,
+        only_if: Size | None = None,
     ) -> None:
         """Add a site.
 
@@ -105,24 +107,43 @@ class Outline:
             bits: of weights and activations; ``None`` leaves them to the scheme.
             block: that it belongs to.
             branch: name under which quantizers of its input may offer branches.
+            only_if: 0 for the samples that leave the site out; ``None`` where the block alone decides.
         """
         c_in, c_out, k = (n if isinstance(n, Size) else Size.fixed(n) for n in (in_channels, out_channels, kernel))
         depth = () if block is None or block.depth is None else (block.depth,)
+        needed = Size.fixed(1) if only_if is None else only_if
 
         def describe(sample: Mapping[str, Value]) -> LayerSpec | None:
             if depth and block is not None and int(sample[depth[0]]) < block.number:
+                return None
+            if not needed.of(sample):
                 return None
             channels = c_in.of(sample)
             groups = channels if depthwise else 1
             spec = LayerSpec(name, kind, channels, c_out.of(sample), k.of(sample), stride, groups)
             return resized(spec, sample, at)
 
-        labels = (*(("resolution",) if at else ()), *depth, *c_in.labels, *c_out.labels, *k.labels)
+        labels = (*(("resolution",) if at else ()), *depth, *c_in.labels, *c_out.labels, *k.labels, *needed.labels)
         depends_on = tuple(dict.fromkeys(labels))
         stage, group = (None, None) if block is None else (block.stage, block.name)
         there = () if block is None else block.active_if
         self.sites.append(Site(name, depends_on, describe, stage, group, bits, bits, there, branch))
 
-    def grid(self, name: str, channels: int | Size, at: int, block: Block | None = None) -> None:
+    def grid(
+        self,
+        name: str,
+        channels: int | Size,
+        at: int,
+        block: Block | None = None,
+        *,
+        only_if: Size | None = None,
+    ) -> None:
         """Add a site that only puts a tensor on a grid of ``edge_bits``."""
-        self.layer(name, channels, channels, at, kind="quantize", bits=self.edge_bits, block=block)
+        self.layer(name, channels, channels, at, kind="quantize", bits=self.edge_bits, block=block, only_if=only_if)
+
+    def values(self, *sizes: Size) -> set[tuple[int, ...]]:
+        """Return what sizes are together, over all choices of the knobs that they read."""
+        choices = {knob.label: knob.choices for knob in self.knobs}
+        labels = list(dict.fromkeys(label for size in sizes for label in size.labels))
+        samples = (dict(zip(labels, v, strict=True)) for v in product(*(choices[label] for label in labels)))
+        return {tuple(size.of(sample) for size in sizes) for sample in samples}

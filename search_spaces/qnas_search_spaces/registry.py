@@ -12,6 +12,30 @@ def qnas_components() -> Iterable[ComponentSpec]:
     """Yield the search spaces."""
     yield ComponentSpec(
         "space",
+        "basq-mbv1",
+        "qnas_search_spaces.basq:BasqMobileNetV1Space",
+        "MobileNetV1 of BASQ's blocks for few bits, every layer with a skip",
+    )
+    yield ComponentSpec(
+        "space",
+        "basq-mbv2",
+        "qnas_search_spaces.basq:BasqMobileNetV2Space",
+        "MobileNetV2 of BASQ's blocks for few bits, every layer with a skip (Flexconn)",
+    )
+    yield ComponentSpec(
+        "space",
+        "basq-resnet18",
+        "qnas_search_spaces.basq:BasqResNet18Space",
+        "ResNet-18 of BASQ's blocks for few bits; FracBNN's and pre-activation blocks beside them",
+    )
+    yield ComponentSpec(
+        "space",
+        "basq-resnet20",
+        "qnas_search_spaces.basq:BasqResNet20Space",
+        "ResNet-20 for CIFAR of BASQ's blocks for few bits; FracBNN's and pre-activation blocks beside them",
+    )
+    yield ComponentSpec(
+        "space",
         "mbv1",
         "qnas_search_spaces.mbv1:MobileNetV1Space",
         "MobileNetV1, published or with elastic kernel, widths, depth and resolution",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from qnas.errors import ConfigError
 from qnas.space import Knob, QuantScheme, SearchSpace, Site
@@ -121,6 +121,9 @@ class ResNetSpace(SearchSpace):
         knobs, sites = self._describe(resolutions, scheme.edge_bits, num_classes)
         super().__init__(name, knobs, sites, scheme, image_size=resolutions[-1], num_classes=num_classes)
 
+    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
+        """Raise ``ConfigError`` where skips cannot lead from one stage to the next."""
+
     def _shortcut(self, stage: int, position: int) -> str:
         """Return the kind of shortcut of a block; both numbers from 1."""
         if position > 1 or (stage == 1 and not self.shape.expansion):
@@ -145,9 +148,13 @@ class ResNetSpace(SearchSpace):
                 stride = stage.stride if position == 1 else 1
                 self._describe_block(outline, block, width, out, stride, at, self._shortcut(number, position))
                 width = out
+        self._describe_pool(outline, width, at)
         outline.layer("classifier", width, num_classes, 0, kind="linear", bits=edge)
         outline.grid("classifier.out", num_classes, 0)
         return outline.knobs, outline.sites
+
+    def _describe_pool(self, outline: Outline, width: Size, at: int) -> None:
+        """Add what stands between the last block and pooling: nothing, its sum is on a grid."""
 
     def _describe_block(
         self, outline: Outline, block: Block, width: Size, out: Size, stride: int, at: int, shortcut: str
@@ -193,7 +200,6 @@ class ResNetSpace(SearchSpace):
         """Build the supernet: stem, stages, pooling, classifier."""
         from torch import nn
 
-        from qnas.nn.activation import GlobalPool
         from qnas.nn.supernet import Supernet
 
         shape = self.shape
@@ -208,11 +214,16 @@ class ResNetSpace(SearchSpace):
                 stride = stage.stride if position == 1 else 1
                 parts.append(self._build_block(context, number, position, width, widths[-1], stride))
                 width = widths[-1]
-        parts += [
+        return Supernet(self, [*parts, *self._build_end(context, width)])
+
+    def _build_end(self, context: BuildContext, width: int) -> list[nn.Module]:
+        """Return what follows the last block."""
+        from qnas.nn.activation import GlobalPool
+
+        return [
             GlobalPool(),  # of the last sum, which is on a grid
             context.conv("classifier", width, self.num_classes, linear=True, output=True),
         ]
-        return Supernet(self, parts)
 
     def _build_block(
         self, context: BuildContext, stage: int, position: int, width: int, out: int, stride: int
@@ -240,6 +251,8 @@ class ResNet20Space(ResNetSpace):
             to 3 blocks a stage, and three quarters and all of the image.
     """
 
+    label: ClassVar[str] = "resnet20"
+
     def __init__(
         self,
         scheme: QuantScheme,
@@ -253,17 +266,11 @@ class ResNet20Space(ResNetSpace):
         depths: Sequence[int] | int | None = None,
         resolutions: Sequence[int] | int | None = None,
     ) -> None:
-        name, shape = "resnet20", RESNET20.scaled(width_multiplier("resnet20", width))
+        name, shape = self.label, RESNET20.scaled(width_multiplier(self.label, width))
         if not elastic:
             published_only(name, widths=widths, depths=depths, resolutions=resolutions)
         channels = _widths(name, shape, widths, (0.5, 0.75, 1.0), elastic=elastic)
-        for before, after in pairwise(channels):
-            if after[0] < before[-1]:
-                raise ConfigError(
-                    f"Space {name}: widths {widths!r} let a stage have {after[0]} channels after one with "
-                    f"{before[-1]}, and its shortcuts can add channels of zeros, but not leave channels out. Give "
-                    "shares that are at most a factor of 2 apart, such as widths = [0.5, 0.75, 1.0]."
-                )
+        self._check_widths(widths, channels)
         super().__init__(
             name,
             shape,
@@ -275,6 +282,15 @@ class ResNet20Space(ResNetSpace):
             expansions=(),
             resolutions=image_sizes(name, resolutions, image_size=image_size, small=True, elastic=elastic),
         )
+
+    def _check_widths(self, given: Sequence[float] | float | None, channels: list[tuple[int, ...]]) -> None:
+        for before, after in pairwise(channels):
+            if after[0] < before[-1]:
+                raise ConfigError(
+                    f"Space {self.label}: widths {given!r} let a stage have {after[0]} channels after one with "
+                    f"{before[-1]}, and its shortcuts can add channels of zeros, but not leave channels out. Give "
+                    "shares that are at most a factor of 2 apart, such as widths = [0.5, 0.75, 1.0]."
+                )
 
 
 class ResNet18Space(ResNetSpace):
@@ -293,6 +309,8 @@ class ResNet18Space(ResNetSpace):
             or 2 blocks a stage, and the default of the size.
     """
 
+    label: ClassVar[str] = "resnet18"
+
     def __init__(
         self,
         scheme: QuantScheme,
@@ -307,17 +325,19 @@ class ResNet18Space(ResNetSpace):
         depths: Sequence[int] | int | None = None,
         resolutions: Sequence[int] | int | None = None,
     ) -> None:
-        name, small = "resnet18", is_small("resnet18", size, image_size)
+        name, small = self.label, is_small(self.label, size, image_size)
         shape = (RESNET18.small() if small else RESNET18).scaled(width_multiplier(name, width))
         if not elastic:
             published_only(name, widths=widths, depths=depths, resolutions=resolutions)
+        channels = _widths(name, shape, widths, (0.5, 0.75, 1.0), elastic=elastic)
+        self._check_widths(widths, channels)
         super().__init__(
             name,
             shape,
             scheme,
             num_classes,
             image_channels,
-            widths=_widths(name, shape, widths, (0.5, 0.75, 1.0), elastic=elastic),
+            widths=channels,
             depths=_depths(name, shape, depths, elastic=elastic),
             expansions=(),
             resolutions=image_sizes(name, resolutions, image_size=image_size, small=small, elastic=elastic),
@@ -342,6 +362,8 @@ class ResNet50Space(ResNetSpace):
             them.
     """
 
+    label: ClassVar[str] = "resnet50"
+
     def __init__(
         self,
         scheme: QuantScheme,
@@ -357,7 +379,7 @@ class ResNet50Space(ResNetSpace):
         depths: Sequence[int] | int | None = None,
         resolutions: Sequence[int] | int | None = None,
     ) -> None:
-        name, small = "resnet50", is_small("resnet50", size, image_size)
+        name, small = self.label, is_small(self.label, size, image_size)
         shape = (RESNET50.small() if small else RESNET50).scaled(width_multiplier(name, width))
         if not elastic:
             published_only(name, widths=widths, expansions=expansions, depths=depths, resolutions=resolutions)

@@ -51,9 +51,9 @@ class Tally:
         return self
 
 
-def mbv2(size=224, classes=1000) -> Tally:
+def mbv2(size=224, classes=1000, tally=Tally) -> Tally:
     """Sandler et al., Table 2: t, c, n, s."""
-    net = Tally(size, 3).conv(32, 3, 2)
+    net = tally(size, 3).conv(32, 3, 2)
     table = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
     for t, c, n, s in table:
         for i in range(n):
@@ -64,17 +64,17 @@ def mbv2(size=224, classes=1000) -> Tally:
     return net.conv(1280).linear(classes)
 
 
-def mbv1(size=224, classes=1000) -> Tally:
+def mbv1(size=224, classes=1000, tally=Tally) -> Tally:
     """Howard et al., Table 1."""
-    net = Tally(size, 3).conv(32, 3, 2)
+    net = tally(size, 3).conv(32, 3, 2)
     rows = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
     for out, stride in rows:
         net.conv(net.channels, 3, stride, net.channels).conv(out)
     return net.linear(classes)
 
 
-def resnet18(size=224, classes=1000) -> Tally:
-    net = Tally(size, 3).conv(64, 7, 2)
+def resnet18(size=224, classes=1000, tally=Tally) -> Tally:
+    net = tally(size, 3).conv(64, 7, 2)
     net.size //= 2  # max pooling
     for out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         before = (net.size, net.channels)
@@ -97,15 +97,38 @@ def resnet50(size=224, classes=1000) -> Tally:
     return net.linear(classes)
 
 
-def resnet20(size=32, classes=10) -> Tally:
+def resnet20(size=32, classes=10, tally=Tally) -> Tally:
     """Shortcuts have no parameters and multiply nothing."""
-    net = Tally(size, 3).conv(16, 3)
+    net = tally(size, 3).conv(16, 3)
     for out, stride in ((16, 1), (32, 2), (64, 2)):
         net.conv(out, 3, stride)
         for _ in range(5):
             net.conv(out, 3)
     return net.linear(classes)
 
+
+class LowBit(Tally):
+    """A network of BASQ's units: all but the stem have two more batch normalisations, and no shortcut has weights."""
+
+    def conv(self, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Tally:
+        before = self.channels
+        super().conv(out, kernel, stride, groups)
+        if before != 3:
+            self.parameters += 2 * before + 2 * out  # in front of the quantizer, and after the sum
+        return self
+
+    def beside(self, before: tuple[int, int], out: int, stride: int) -> None:
+        """Count nothing: Flexconn copies channels."""
+
+
+# The convolutions are the families'; resnet18 lacks its three 1x1 shortcuts: 64 * 128 * 28^2 = 128 * 256 * 14^2 =
+# 256 * 512 * 7^2 = 6,422,528 MACs each, and 1,814,073,344 - 3 * 6,422,528 = 1,794,805,760.
+LOW_BIT = {
+    "mbv2": (mbv2, 300_774_272, 3_570_472),
+    "mbv1": (mbv1, 568_740_352, 4_273_640),
+    "resnet18": (resnet18, 1_794_805_760, 11_530_152),
+    "resnet20": (resnet20, 40_551_040, 272_314),
+}
 
 # name: image, classes, counted by hand, MACs, parameters
 PUBLISHED = {
@@ -177,11 +200,40 @@ def test_the_elastic_space_holds_the_published_network(registry, models, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_network_has_its_parameters(registry, name):
-    space = space_of(registry, name, elastic=False)
+    assert parameters_of(space_of(registry, name, elastic=False)) == PUBLISHED[name][4]
+
+
+def parameters_of(space):
     with torch.device("meta"):  # shapes are all that is asked for
         grid = AffineGrid(torch.tensor(0.1), 0, 0, 255)
         supernet = space.build(BuildContext(space, RoundingQuantizer, RoundingQuantizer, grid))
-    assert sum(p.numel() for p in supernet.parameters()) == PUBLISHED[name][4]
+    return sum(p.numel() for p in supernet.parameters())
+
+
+@pytest.mark.parametrize("name", LOW_BIT)
+def test_networks_of_blocks_for_few_bits(registry, models, name):
+    count, macs, parameters = LOW_BIT[name]
+    by_hand = count(tally=LowBit)
+    assert (by_hand.macs, by_hand.parameters) == (macs, parameters)
+    image, classes = PUBLISHED[name][:2]
+    space = registry.load("space", f"basq-{name}")(QuantScheme((2,), (2,)), image_size=image, num_classes=classes)
+    assert all(len(knob.choices) == 1 for knob in space.knobs)
+    assert sample_costs(space, models, space.highest())["macs"] == macs
+    assert parameters_of(space) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
+def test_networks_of_preactivation_blocks(registry, models, name):
+    image, classes, _, macs, parameters = PUBLISHED[name]
+    cls = registry.load("space", f"basq-{name}")
+    space = cls(QuantScheme((2,), (2,)), image_size=image, num_classes=classes, block="preactivation")
+    assert sample_costs(space, models, space.highest())["macs"] == macs
+    # Each block normalises its input instead of its second convolution's output; the last sum is normalised too.
+    layers = {layer.name: layer for layer in space.layers(space.highest())}
+    moved = sum(2 * layer.in_channels for site, layer in layers.items() if site.endswith("block1.conv1"))
+    moved += 2 * layers["classifier"].in_channels
+    moved -= sum(2 * layer.out_channels for site, layer in layers.items() if site.endswith("block1.conv2"))
+    assert parameters_of(space) == parameters + moved
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "mbv3"])

@@ -221,8 +221,13 @@ def test_with_convolutions_alone_quantized_everything_else_is_in_float(tmp_path,
     assert {island.name for island in summary.islands} >= {"classifier", *(f"{name}.bn" for name in normalised)}
     report = compare(subnet, summary.path)
     assert report.passed, report.failures
-    with pytest.raises(ExportError, match="--quantize full"):
-        write_packed(subnet, tmp_path / "packed.safetensors", metadata={})
+    write_packed(subnet, tmp_path / "packed.safetensors", metadata={})
+    stored = read_packed(tmp_path / "packed.safetensors")["layers"]
+    assert {name for name, entry in stored.items() if entry["kind"] == "affine"} == {f"{n}.bn" for n in normalised}
+    for layer in layers:
+        assert torch.equal(stored[layer.spec.name]["codes"] * layer.grid.scale, layer.weight)
+        assert float(stored[f"{layer.spec.name}.raw"]["grid_scale"]) == layer.raw.scale
+    assert torch.equal(stored["stem.bn"]["offset"], layers[0].affine.offset)
 
 
 def test_costs_of_a_net_with_convolutions_alone_quantized_are_in_float_elsewhere():

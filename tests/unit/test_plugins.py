@@ -13,7 +13,19 @@ from qnas.hookspecs import KINDS, ComponentSpec, hookimpl
 from qnas.plugins import load_registry
 
 BUILT_IN = {
-    "space": {"mbv1", "mbv2", "mbv3", "module", "resnet18", "resnet20", "resnet50"},
+    "space": {
+        "basq-mbv1",
+        "basq-mbv2",
+        "basq-resnet18",
+        "basq-resnet20",
+        "mbv1",
+        "mbv2",
+        "mbv3",
+        "module",
+        "resnet18",
+        "resnet20",
+        "resnet50",
+    },
     "quantizer": {"lsq", "minmax"},
     "sampler": {"lrh", "monte-carlo", "sandwich", "uniform"},
     "supervision": {"hard", "inplace-distillation"},

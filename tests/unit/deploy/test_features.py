@@ -14,6 +14,8 @@ from qnas.evaluate import Evaluator, EvaluatorSettings
 from qnas.exports import Exports
 from qnas.nn.batchnorm import recalibrate
 from qnas.nn.features import backbone, feature_subnet, find_taps
+from qnas.nn.flexconn import FoldChannels
+from qnas.nn.subnet import SubnetNorm
 from qnas.store import CONFIG, RunDirectory
 from tests.conftest import TINY, random_images
 
@@ -38,14 +40,17 @@ def test_the_features_of_every_space_run_on_integers(make_space, make_family, ma
     subnet = feature_subnet(round_biases(subnet.fold()), taps)
     path = tmp_path / "features.onnx"
     summary, outputs = export_features(subnet, features, path, metadata={"qnas.config": "key"})
-    assert summary.islands == ()
+    norms = {m.name for m in subnet.modules() if isinstance(m, SubnetNorm)}  # of the blocks for few bits alone
+    assert {island.name for island in summary.islands} == norms
+    assert bool(norms) == name.startswith("basq-")
     model = onnx.load(path)
     shapes = {o.name: [d.dim_value for d in o.type.tensor_type.shape.dim][1:] for o in model.graph.output}
     assert shapes == {f"stride{f.stride}": [f.channels, f.size, f.size] for f in features}
     assert [o["name"] for o in outputs] == list(shapes)
     assert not {n.op_type for n in model.graph.node} & {"GlobalAveragePool", "Gemm"}
     executed = device.operators(str(path))
-    assert executed["QLinearConv"] == sum(1 for _ in subnet.subnet_layers())
+    summed = sum(isinstance(m, FoldChannels) for m in subnet.modules())
+    assert executed["QLinearConv"] == summed + sum(1 for _ in subnet.subnet_layers())
     assert "Conv" not in executed
     num_images, checks = check_features(subnet, path, device, [random_images(40, 16, seed=2)] * 2, 64)
     assert num_images == 64

@@ -72,6 +72,16 @@ def test_a_sound_file_is_read(tmp_path):
     assert read["layers"]["fc"]["codes"].flatten().tolist() == [1, -2, 0, 3, -4, 2]
 
 
+def test_a_batch_normalisation_in_float_is_read_and_checked(tmp_path):
+    entry = {"kind": "affine", "shape": [2]}
+    tensors = {"fc.factor": torch.tensor([0.5, -2.0]), "fc.offset": torch.tensor([1.0, 0.0])}
+    read = read_packed(write(tmp_path / "m.safetensors", tensors, entry))["layers"]["fc"]
+    assert (read["factor"].tolist(), read["offset"].tolist()) == ([0.5, -2.0], [1.0, 0.0])
+    for change in ({"fc.offset": torch.zeros(3)}, {"fc.factor": torch.zeros(2).int()}, {"fc.more": torch.zeros(2)}):
+        with pytest.raises(StoreError, match="damaged"):
+            read_packed(write(tmp_path / "m.safetensors", tensors | change, entry))
+
+
 @pytest.mark.parametrize(
     "change",
     [

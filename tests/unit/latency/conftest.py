@@ -14,6 +14,7 @@ from tests.fake_device import FakeDevice
 TINY_OPTIONS = {
     "mbv3": {"depths": [1, 2], "kernels": [3, 5], "expansions": [3, 4]},
     "mbv2": {"width": 0.25, "depths": [1, 2]},
+    "basq-mbv2": {"width": 0.25, "elastic": True, "depths": [1, 2]},
     "resnet20": {"width": 0.5},
     "resnet50": {"width": 0.0625},
     "module:tests.own_networks:make": {},

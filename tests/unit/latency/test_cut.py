@@ -8,7 +8,7 @@ import pytest
 
 from qnas.latency.cut import structure
 
-CASES = [(name, [2, 4]) for name in ("mbv2", "resnet20", "resnet50", "module:tests.own_networks:make")]
+CASES = [(name, [2, 4]) for name in ("mbv2", "basq-mbv2", "resnet20", "resnet50", "module:tests.own_networks:make")]
 CASES += [("mbv3", [2, 4]), ("mbv3", [4, 8])]
 
 

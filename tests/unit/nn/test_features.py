@@ -25,6 +25,10 @@ STRIDES = {  # of the small form for 16 pixels
     "resnet18": (2, 4, 8),
     "resnet20": (2, 4),
     "resnet50": (2, 4, 8),
+    "basq-mbv1": (2, 4, 8, 16),
+    "basq-mbv2": (2, 4, 8),
+    "basq-resnet18": (2, 4, 8),
+    "basq-resnet20": (2, 4),
 }
 
 
@@ -55,6 +59,20 @@ def test_features_of_a_supernet_are_those_of_its_subnet(make_net, name, mode):
                 assert feature == Feature(32 // x.shape[-1], x.shape[1], x.shape[-1])
                 torch.testing.assert_close(y, x)
                 torch.testing.assert_close(z, x)
+
+
+@pytest.mark.parametrize("mode", ["quantize", "float"])
+@pytest.mark.parametrize(("name", "options"), [("resnet20", {}), ("basq-resnet20", {"block": "fracbnn"}), ("mbv1", {})])
+def test_skips_in_float_are_not_put_on_the_grid_of_a_feature(make_family, make_supernet, name, options, mode):
+    net = make_supernet(make_family(name, conv_only=True, **options), mode=mode).eval()
+    sample = net.space.highest()
+    net.activate(sample)
+    taps = find_taps(net, ALL)
+    images = random_images(4, 16)
+    with torch.no_grad():
+        subnet = feature_subnet(net.extract(sample).eval(), taps)
+        for x, y in zip(backbone(net, taps)(images), subnet(images), strict=True):
+            torch.testing.assert_close(y, x)
 
 
 @pytest.mark.parametrize("name", STRIDES)

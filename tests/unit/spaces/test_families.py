@@ -21,7 +21,7 @@ def samples(space, n):
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_extracted_subnet_answers_exactly_as_the_active_supernet(make_family, make_supernet, name, size, mode):
-    options = {} if name == "resnet20" else {"size": size}
+    options = {} if name.endswith("resnet20") else {"size": size}
     supernet = make_supernet(make_family(name, **options), mode=mode)
     for sample in samples(supernet.space, 3):
         subnet = supernet.extract(sample)
@@ -56,11 +56,12 @@ def test_a_gradient_reaches_everything_that_is_active_and_nothing_else(make_fami
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_elastic_only_bits_are_searched(make_family, name):
     tiny = {k: v for k, v in TINY[name].items() if k == "width"}
-    space = make_family(name, elastic=False, **dict.fromkeys(set(TINY[name]) - set(tiny)))
+    none = dict.fromkeys(set(TINY[name]) - {*tiny, "elastic"})
+    space = make_family(name, elastic=False, **none)
     assert {k.role for k in space.knobs if len(k.choices) > 1} == {"w_bits", "a_bits"}
     assert space.resolution(space.lowest()) == 16
     with pytest.raises(ConfigError, match=r"elastic = false .* given besides: resolutions"):
-        make_family(name, elastic=False, **{**dict.fromkeys(TINY[name]), **tiny}, resolutions=(12, 16))
+        make_family(name, elastic=False, **none, **tiny, resolutions=(12, 16))
 
 
 @pytest.mark.parametrize(
@@ -159,4 +160,5 @@ def test_torchvisions_names_are_of_layers_that_exist(make_family, make_supernet)
         described = {site.name for site in space.sites}
         assert {ours.removesuffix(".bn") for ours in names} <= described
         assert len(set(names.values())) == len(names)
-        assert {"stem", "stem.bn", "classifier"} <= set(names)
+        assert bool(names) != name.startswith("basq-")  # of whose blocks torchvision has no network
+        assert not names or {"stem", "stem.bn", "classifier"} <= set(names)
