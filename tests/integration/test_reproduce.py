@@ -117,3 +117,23 @@ def test_quantnas_detection(tmp_path):
     first = (tmp_path / "out.json").read_bytes()
     assert reproduce("quantnas_detection.py", tmp_path) == value  # nothing is trained again
     assert (tmp_path / "out.json").read_bytes() == first
+
+
+def test_basq(tmp_path):
+    arms = ("--arms", "basq,equal,pact-1e-2")
+    first = reproduce("basq.py", tmp_path, *arms, "--parts", "train")
+    assert set(first["summary"]["basq"]) == {"loss"}
+    value = reproduce("basq.py", tmp_path, *arms)
+    found = value["seeds"]["0"]["arms"]
+    assert {arm: at["history"] for arm, at in found.items()} == {
+        arm: at["history"] for arm, at in first["seeds"]["0"]["arms"].items()
+    }  # nothing is trained again
+    assert len(found["basq"]["clips"]["alphas"]) == len(found["equal"]["clips"]["alphas"]) == 7
+    assert len({name.split(": ")[1] for name in found["equal"]["clips"]["alphas"]}) == 1
+    assert len(found["pact-1e-2"]["clips"]["alphas"]) == 1
+    assert "spread" not in found["pact-1e-2"]  # there is nothing to choose
+    assert found["basq"]["search"]["evaluations"] == 6
+    assert found["pact-1e-2"]["search"]["evaluations"] < 6  # two resolutions are all that there is
+    for at in found.values():
+        assert 0 <= at["finetune"]["after"] <= 1
+    assert (tmp_path / "out.md").read_text().count("### ") == 4
