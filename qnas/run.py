@@ -13,11 +13,12 @@ import torch
 
 from qnas import components
 from qnas.checkpoint import load_checkpoint, read_progress, save_checkpoint
+from qnas.checks import check_run, check_search
 from qnas.choice import Choice, find
 from qnas.config import RunConfig, load_config, read_toml
 from qnas.data import Data
 from qnas.environment import environment
-from qnas.errors import ConstraintError, PluginError, StoreError
+from qnas.errors import StoreError
 from qnas.evaluate import Evaluation, Evaluator
 from qnas.files import write_json, write_text
 from qnas.initial import file_digest, load_initial_weights
@@ -109,7 +110,7 @@ class Run:
         calibrators = {"calibrators": components.calibrator_names(registry, config)}
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=calibrators)})
         probe.config = config
-        outside = probe.check()
+        outside = check_run(probe)
         store = RunDirectory(path, create=True)
         write_json(path / "environment.json", environment(command))
         write_json(path / DATA, {"name": probe.data.name, "digest": probe.data.digest})
@@ -181,86 +182,6 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def check(self) -> State:
-        """Resolve every name and option that the run will need, and the constraints.
-
-        Returns:
-            What names anything outside the run that its supervision learns from.
-
-        Raises:
-            QnasError: whatever would stop the run later.
-        """
-        config, registry = self.config, self.registry
-        for kind, name in (
-            ("sampler", config.train.sampler),
-            ("device", config.deploy_device),
-        ):
-            registry.load(kind, name)
-        task = components.make_task(registry, config)
-        from qnas.retrain import check_retrain, check_tuned
-
-        components.check_folding(registry, config)
-        components.subnet_calibrators(registry, config)
-        components.range_calibrators(registry, config)
-        stages = {stage.name: stage.searched(self.space) for stage in components.make_stages(config)}
-        for name in config.search.stages or [list(stages)[-1]]:
-            self.check_search(config, stages[name])
-        check_retrain(config, registry)
-        supernet = components.build_supernet(registry, config, self.space, self.data)
-        self._check_ranges(supernet)
-        check_tuned(config, supernet)
-        if config.train.init is not None:
-            load_initial_weights(supernet, Path(config.train.init))
-        device = torch.device(resolve_device(config.device, missing="cpu"))
-        return components.make_supervision(registry, config, task, self.data, device)[1]
-
-    def _check_ranges(self, supernet: Supernet) -> None:
-        """Raise ``PluginError`` where a stage's calibrator meets a quantizer that takes no range."""
-        for stage in components.make_stages(self.config):
-            for quantizer in supernet.quantizers() if stage.calibrator else ():
-                if quantizer.site.role in stage.quantized_roles and not quantizer.takes_ranges:
-                    raise PluginError(
-                        f"Stage {stage.name!r} sets ranges by calibrator {stage.calibrator!r}, but quantizer "
-                        f"{type(quantizer).__name__} at {quantizer.site.name!r} takes none. Leave the calibrator out, "
-                        "or choose another quantizer."
-                    )
-
-    def check_search(self, config: RunConfig, space: SearchSpace) -> None:
-        """Check objectives, constraints and strategy of a configuration without a supernet.
-
-        Args:
-            config: names them.
-            space: that is searched, of one stage.
-        """
-        from qnas.constraints import FeasibleSet, parse_constraint
-        from qnas.costs import Cost, CostTable
-        from qnas.latency import LATENCY
-        from qnas.latency.of_run import check_latency
-        from qnas.protocols import SearchProblem
-        from qnas.search import named_objectives
-
-        costs = components.cost_models(self.registry)
-        metric = components.task_metric(self.registry, config)
-        objectives = named_objectives(config.search.objectives, metric, costs)
-        constraints = [parse_constraint(text, [metric, *costs, LATENCY]) for text in config.search.constraints]
-        for constraint in constraints:
-            if constraint.name == metric and constraint.violation(float(constraint.sense == ">=")) > 0:
-                raise ConstraintError(
-                    f"No subnet meets {constraint}: {metric} is a fraction from 0 to 1. For example {metric}>=0.9."
-                )
-        from qnas.kfold import check_kfold
-
-        check_kfold(config, self.data, components.make_task(self.registry, config))
-        if config.search.predictor is not None:
-            from qnas.predictor import check_predictor
-
-            check_predictor(self.registry, config)
-        estimate, constraints = check_latency(self, config, constraints)
-        known: dict[str, Cost] = {**costs, **estimate}
-        feasible = FeasibleSet(CostTable(space, known), constraints, config.seed)
-        problem = SearchProblem(space, objectives, feasible.draw, feasible.repair, config.seed)
-        components.strategy_maker(self.registry, config.search.strategy, config.search.options)(problem)
 
     # --- parts -------------------------------------------------------------------------------------------------
 
@@ -403,7 +324,7 @@ class Run:
             self.processes.serve(evaluator.judge)
             return {}
         config = config or self.config
-        self.check_search(config, evaluator.supernet.space)
+        check_search(self, config, evaluator.supernet.space)
         with self.processes.leading():
             self.profile(config)
             search = self._make_search(config, evaluator)
@@ -456,7 +377,7 @@ class Run:
             with self.phase("profile"):
                 make_table(self, config)
             for stage in config.search.stages or [None]:
-                self.check_search(config, self.stages.space(stage))
+                check_search(self, config, self.stages.space(stage))
 
     def predictor(self, stage: str | None = None, name: str | None = None) -> StagePredictor:
         """Return the predictor of one stage's subnets, by default the last one's and the configured one."""

@@ -47,7 +47,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas run --objective accuracy --objective latency_ms --latency-table latency-mbv3-onnxruntime.json
     """
     from qnas.cli import console
-    from qnas.cli.options import resolve_start
+    from qnas.cli.resolve import resolve_start
     from qnas.latency.profile import Profiler, TimedDevice, open_table
     from qnas.latency.timing import TimingSettings, check_device
     from qnas.plugins import load_registry

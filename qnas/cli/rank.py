@@ -29,7 +29,7 @@ def command(quiet: bool, as_json: bool, configs: int, **params: Any) -> None:
       qnas rank runs/a --from supernet --budget 0.5
     """
     from qnas.cli import console
-    from qnas.cli.options import alone_settings
+    from qnas.cli.resolve import alone_settings
     from qnas.cli.session import open_session, placement_of
 
     if configs < 2:

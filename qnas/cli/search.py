@@ -30,7 +30,7 @@ def command(quiet: bool, as_json: bool, **params: Any) -> None:
       qnas search runs/a --kfold 10
     """
     from qnas.cli import console
-    from qnas.cli.options import flag_settings
+    from qnas.cli.resolve import flag_settings
     from qnas.cli.session import PLACEMENT, open_session, placement_of
     from qnas.config import load_config, nested
     from qnas.errors import ConfigError

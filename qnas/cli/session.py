@@ -108,7 +108,7 @@ def open_session(
 
 
 def _open(registry: Registry, params: Mapping[str, Any], recorder: Any, *, together: bool) -> Run:
-    from qnas.cli.options import default_directory, refuse_changes, resolve_start
+    from qnas.cli.resolve import default_directory, refuse_changes, resolve_start
     from qnas.processes import check_torchrun
     from qnas.run import Run
 
@@ -140,7 +140,7 @@ def _connect(config: RunConfig, placement: Mapping[str, Any]) -> Processes:
 @contextmanager
 def _follow(registry: Registry, params: Mapping[str, Any], placement: Mapping[str, Any]) -> Iterator[Run]:
     """Open the leader's run in another process. What goes wrong once they are connected, the leader says."""
-    from qnas.cli.options import resolve_config
+    from qnas.cli.resolve import resolve_config
     from qnas.config import load_config, read_toml
     from qnas.errors import QnasError
     from qnas.run import Run

@@ -29,7 +29,7 @@ def command(quiet: bool, as_json: bool, config: str | None, **params: Any) -> No
     """
     from qnas.choice import find
     from qnas.cli import console
-    from qnas.cli.options import alone_settings
+    from qnas.cli.resolve import alone_settings
     from qnas.cli.session import open_session, placement_of
 
     with open_session(params, quiet=quiet or as_json, together=True, placement=placement_of(params)) as session:

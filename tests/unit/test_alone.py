@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qnas.alone import AloneSettings, alone_directory
-from qnas.cli.options import alone_settings
+from qnas.cli.resolve import alone_settings
 from qnas.config import load_config
 from qnas.errors import ConfigError
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qnas import components
-from qnas.cli import options
+from qnas.cli import options, resolve
 from qnas.config import (
     RunConfig,
     SearchConfig,
@@ -132,7 +132,7 @@ def test_flags_beat_the_file_beats_the_recipe_beats_defaults(registry, tmp_path)
     file.write_text("seed = 3\n[search.options]\nparents = 0.5\n[train]\nlr = 0.5\nepochs = 2\n")
 
     def resolved(**params):
-        return options.resolve_config(registry, params)
+        return resolve.resolve_config(registry, params)
 
     assert resolved() == RunConfig()
     assert resolved(recipe="ofa-evolution").search.evaluations == recipe["evaluations"]
@@ -145,7 +145,7 @@ def test_flags_beat_the_file_beats_the_recipe_beats_defaults(registry, tmp_path)
 
 def test_the_narrower_quantizer_flag_wins(registry):
     params = {"quantizer": "lsq", "act_quantizer": "other"}
-    config = options.resolve_config(registry, params)
+    config = resolve.resolve_config(registry, params)
     assert (config.quantization.weight_quantizer, config.quantization.act_quantizer) == ("lsq", "other")
 
 
@@ -158,17 +158,17 @@ def test_every_recipe_is_a_valid_configuration(registry):
 
 def test_a_recipe_has_other_settings_for_large_images(registry, tmp_path):
     """``--recipe oqat --data IMAGENET`` is the paper's experiment: schedule, batch, resolutions."""
-    small = options.resolve_config(registry, {"recipe": "oqat"})
+    small = resolve.resolve_config(registry, {"recipe": "oqat"})
     assert small.search.stages == ("4-bit", "3-bit", "2-bit")
     assert small.train.batch_size == RunConfig().train.batch_size
-    asked = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224})
+    asked = resolve.resolve_config(registry, {"recipe": "oqat", "image_size": 224})
     for label in range(2):
         folder = tmp_path / "images" / f"class{label}"
         folder.mkdir(parents=True)
         for i in range(8):
             pixels = np.random.default_rng([label, i]).integers(0, 256, (240, 256, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{i}.png")
-    seen, data = options.resolve_start(registry, {"recipe": "oqat", "data": str(tmp_path / "images")})
+    seen, data = resolve.resolve_start(registry, {"recipe": "oqat", "data": str(tmp_path / "images")})
     assert data.image_size == 224
     for large in (asked, seen):
         assert (large.train.optimizer, large.train.momentum, large.train.batch_size) == ("sgd", 0.9, 2048)
@@ -181,7 +181,7 @@ def test_a_recipe_has_other_settings_for_large_images(registry, tmp_path):
         assert [s.inherit for s in large.train.stages] == [False, False, True, True]
         assert large.evaluation.calibration_images == 2000
     for space in ("mbv3", "mbv2"):
-        config = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "space": space})
+        config = resolve.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "space": space})
         knobs = {k.label: k.choices for k in components.build_space(registry, config, data).knobs}
         assert knobs["resolution"] == tuple(range(128, 225, 4))
         assert knobs["stage2.depth"] == (2, 3, 4)
@@ -189,21 +189,21 @@ def test_a_recipe_has_other_settings_for_large_images(registry, tmp_path):
         assert knobs["stage2.block1.expansion"] == (3, 4, 6)
     mine = tmp_path / "mine.toml"
     mine.write_text("[train]\nbatch_size = 32\nweight_decay = 0.5\n[large.train]\nweight_decay = 0.25\n")
-    over = options.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "config_file": mine}).train
+    over = resolve.resolve_config(registry, {"recipe": "oqat", "image_size": 224, "config_file": mine}).train
     assert (over.batch_size, over.optimizer, over.weight_decay) == (32, "sgd", 0.25)
-    assert options.resolve_config(registry, {"recipe": "oqat", "config_file": mine}).train.weight_decay == 0.5
+    assert resolve.resolve_config(registry, {"recipe": "oqat", "config_file": mine}).train.weight_decay == 0.5
     copied = tmp_path / "copied.toml"  # a recipe is a file that a user may copy and change
     copied.write_text(registry.load("recipe", "oqat").read_text())
-    assert options.resolve_config(registry, {"config_file": copied, "image_size": 224}) == asked
+    assert resolve.resolve_config(registry, {"config_file": copied, "image_size": 224}) == asked
     mine.write_text("large = 3\n")
     with pytest.raises(ConfigError, match="is a table"):
-        options.resolve_config(registry, {"config_file": mine})
+        resolve.resolve_config(registry, {"config_file": mine})
 
 
 @pytest.mark.parametrize("size", [16, 224])
 def test_what_oqat_is_compared_with_is_on_equal_ground(registry, size):
     names = ("oqat", "nas-then-quantize", "search-then-retrain")
-    oqat, nas, again = (options.resolve_config(registry, {"recipe": name, "image_size": size}) for name in names)
+    oqat, nas, again = (resolve.resolve_config(registry, {"recipe": name, "image_size": size}) for name in names)
     float_stage, four = oqat.train.stages[:2]
     for config in (nas, again):
         assert config.space == oqat.space
@@ -222,22 +222,22 @@ def test_what_oqat_is_compared_with_is_on_equal_ground(registry, size):
     assert (again.search.stages, again.search.objectives) == (("quantized",), ("accuracy", "bitops"))
     for config in (nas, again):
         check_retrain(config, registry)
-    two = options.resolve_config(registry, {"recipe": "search-then-retrain", "w_bits": [2], "a_bits": [2]})
+    two = resolve.resolve_config(registry, {"recipe": "search-then-retrain", "w_bits": [2], "a_bits": [2]})
     check_retrain(two, registry)
 
 
 def test_flags_that_a_list_of_stages_makes_idle_are_refused(registry):
     for name, value in (("epochs", 3), ("float_epochs", 3), ("lr", 0.1), ("calibrator", "mse")):
         with pytest.raises(ConfigError, match=r"would change nothing.*4-bit .8 epochs"):
-            options.resolve_config(registry, {"recipe": "oqat", name: value})
+            resolve.resolve_config(registry, {"recipe": "oqat", name: value})
 
 
 # --- flags -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", sorted(options._FLAGS))
+@pytest.mark.parametrize("flag", sorted(options.FLAGS))
 def test_a_flag_says_nothing_that_toml_cannot(flag):
-    paths, group, names, _ = options._FLAGS[flag]
+    paths, group, names, _ = options.FLAGS[flag]
     known = flat(RunConfig().model_dump())
     assert group in (options.MODEL, options.TRAINING, options.SEARCHING, options.PROCESSES)
     for path in paths:
@@ -256,13 +256,13 @@ def test_a_flag_says_nothing_that_toml_cannot(flag):
 
 def test_prefixes_of_list_flags_are_tables_of_options():
     known = flat(RunConfig().model_dump())
-    for prefix, _, _, _ in options._LISTS.values():
+    for prefix, _, _, _ in options.LISTS.values():
         assert prefix.removesuffix(".") in known
 
 
 def test_flags_become_settings_and_absent_ones_none():
-    assert options.flag_settings({}) == {}
-    found = options.flag_settings(
+    assert resolve.flag_settings({}) == {}
+    found = resolve.flag_settings(
         {
             "w_bits": [2, 3],
             "objective": ("accuracy",),
@@ -403,7 +403,7 @@ def test_data_is_a_name_first_and_then_a_path(registry, tmp_path, monkeypatch):
     (tmp_path / "pets").mkdir()
 
     def data(value, **params):
-        return options.resolve_config(registry, {"data": value, **params}).data
+        return resolve.resolve_config(registry, {"data": value, **params}).data
 
     assert (data("digits").name, data("digits").options) == ("digits", {})
     for value, path in (("./digits", "digits"), ("pets", "pets"), (str(tmp_path / "pets"), "pets")):
@@ -423,9 +423,9 @@ def test_a_file_may_name_the_path_too(registry, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     file = tmp_path / "my.toml"
     file.write_text("[data]\nname = 'files'\n[data.options]\npath = 'pets'\nflip = false\n")
-    found = options.resolve_config(registry, {"config_file": file}).data
+    found = resolve.resolve_config(registry, {"config_file": file}).data
     assert found.options == {"path": str(tmp_path / "pets"), "flip": False}
-    over = options.resolve_config(registry, {"config_file": file, "data": "other"}).data
+    over = resolve.resolve_config(registry, {"config_file": file, "data": "other"}).data
     assert over.options == {"path": str(tmp_path / "other"), "flip": False}
 
 
