@@ -19,7 +19,7 @@ Cost = CostModel | BlockCost
 
 _FIELDS = (
     *("in_channels", "out_channels", "kernel_size", "stride", "groups"),
-    *("out_size", "in_size", "num_weights", "macs"),
+    *("out_size", "in_size", "num_weights", "macs", "float_norms", "raw_norm", "raw_grid"),
 )
 _WEIGHT = "/weight"  # behind a cost's name: the sum that its own is divided by; no cost's name holds a slash
 _CHUNK = 4096  # samples at once: what a group gathers for them stays in the processor's cache

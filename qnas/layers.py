@@ -9,6 +9,7 @@ BIAS_BYTES = 4  # an int32 code, or a float32 value in a float layer
 SCALE_BYTES = 4  # float32
 ZERO_POINT_BYTES = 1
 GRID_BYTES = SCALE_BYTES + ZERO_POINT_BYTES
+NORM_BYTES = 8  # a channel of batch normalisation in float: a factor and an offset
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class LayerSpec:
         w_zero_points: whether the weights' grid is asymmetric: a zero point for each output channel is stored.
         w_fixed, a_fixed: whether the space fixes these bits (first and last layer, grids), so that no sample chooses
             them. Averages of bit-widths leave such layers out.
+        normalised: whether a batch normalisation of its own follows.
+        float_norms: channels of the batch normalisations that stand alone around it and stay in float when deployed.
+        raw_norm: channels of its own one where that stays in float, too, since convolutions alone are quantized;
+            ``raw_grid`` says whether its output is on a grid in between.
     """
 
     name: str
@@ -41,6 +46,10 @@ class LayerSpec:
     w_zero_points: bool = False
     w_fixed: bool = False
     a_fixed: bool = False
+    normalised: bool = True
+    float_norms: int = 0
+    raw_norm: int = 0
+    raw_grid: bool = False
 
     @property
     def num_weights(self) -> int:

@@ -429,11 +429,21 @@ class SearchSpace(ABC):
 
 
 def _only_convolutions(sites: Sequence[Site], architecture: Sequence[Knob]) -> tuple[Site, ...]:
-    """Return the sites with 32 bits, which stand for float, wherever there is no convolution."""
+    """Return the sites with 32 bits, which stand for float, wherever there is no convolution.
+
+    A convolution's output is put on a grid, and its batch normalisation stays in float.
+    """
     samples = [{knob.label: knob.choices[i] for knob in architecture} for i in (-1, 0)]
 
     def is_convolution(site: Site) -> bool:
         found = (site.describe(sample) for sample in samples)
         return next((spec.kind for spec in found if spec is not None), "") == "conv"
 
-    return tuple(s if is_convolution(s) else replace(s, w_bits=FLOAT_BITS, a_bits=FLOAT_BITS) for s in sites)
+    def raw(site: Site) -> Site:
+        def describe(sample: Mapping[str, Value]) -> LayerSpec | None:
+            spec = site.describe(sample)
+            return spec and replace(spec, raw_norm=spec.out_channels * spec.normalised, raw_grid=True)
+
+        return replace(site, describe=describe)
+
+    return tuple(raw(s) if is_convolution(s) else replace(s, w_bits=FLOAT_BITS, a_bits=FLOAT_BITS) for s in sites)

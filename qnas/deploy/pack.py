@@ -1,8 +1,5 @@
 """Bit-packed storage: a safetensors file whose tensors take exactly the bytes that the cost ``size_bytes`` counts.
 
-What no cost counts comes on top: 8 bytes a channel of each batch normalisation that stays in float, and the 5 bytes of
-the grid that a convolution's output is put on in front of one.
-
 Tensors of a quantized layer ``<site>``:
 
 - ``codes`` uint8: the weights' codes in two's complement of ``bits``, one after another, lowest bit first;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qnas.layers import BIAS_BYTES, FLOAT_BITS, GRID_BYTES, SCALE_BYTES, ZERO_POINT_BYTES
+from qnas.layers import BIAS_BYTES, FLOAT_BITS, GRID_BYTES, NORM_BYTES, SCALE_BYTES, ZERO_POINT_BYTES
 
 
 class SizeBytes:
@@ -13,8 +13,8 @@ class SizeBytes:
     A layer with weights takes ``ceil(weights * bits / 8)`` bytes of codes (or float32 values), 4 for each bias and,
     if quantized, 4 for each output channel's scale (batch normalisation is folded into it) and 5 for its input's grid
     (scale and zero point); asymmetric weights take one more for each output channel. A tensor that is only put on a
-    grid takes those 5, and nothing where it stays in float. Batch normalisations that stay in float are in the file
-    too, and not counted: see :mod:`qnas.deploy.pack`.
+    grid takes those 5, and nothing where it stays in float. A batch normalisation that stays in float takes 8 for each
+    channel, and 5 for the grid in front of it where it follows its convolution.
     """
 
     direction = "min"
@@ -24,11 +24,12 @@ class SizeBytes:
         """Return one layer's bytes."""
         grid = (layer.a_bits < FLOAT_BITS) * GRID_BYTES
         if layer.kind == "quantize":
-            return grid
+            return grid + layer.float_norms * NORM_BYTES
         codes = -(-layer.num_weights * layer.w_bits // 8)
         quantized = (layer.w_bits < FLOAT_BITS) * 1
         a_channel = BIAS_BYTES + quantized * (SCALE_BYTES + layer.w_zero_points * ZERO_POINT_BYTES)
-        return codes + layer.out_channels * a_channel + grid
+        raw = (layer.a_bits < FLOAT_BITS) * (layer.raw_norm * NORM_BYTES + layer.raw_grid * GRID_BYTES)
+        return codes + layer.out_channels * a_channel + grid + raw + layer.float_norms * NORM_BYTES
 
 
 SIZE_BYTES = SizeBytes()

@@ -114,21 +114,24 @@ class BasqMobileNetV2Space(MobileNetV2Space):
         at: int,
     ) -> None:
         """Add the sites of :class:`qnas.nn.lowbit.LowBitInvertedResidual`; without an expanding unit for ``None``."""
-        name, skips = block.name, self._skips
+        name, skips, kind = block.name, self._skips, str(self.unit["block"])
         if hidden is not None:
-            describe_unit(outline, f"{name}.expand", width, hidden, at // stride, block=block, skip="expand" in skips)
+            describe_unit(
+                outline, f"{name}.expand", width, hidden, at // stride, block=block, kind=kind, skip="expand" in skips
+            )
         inner = Size.fixed(width) if hidden is None else hidden
         depthwise = f"{name}.depthwise"
         describe_unit(
-            outline, depthwise, inner, inner, at, block=block, skip="depthwise" in skips, kernel=kernel, stride=stride,
-            depthwise=True, branch=depthwise,
+            outline, depthwise, inner, inner, at, block=block, kind=kind, skip="depthwise" in skips, kernel=kernel,
+            stride=stride, depthwise=True, branch=depthwise,
         )  # fmt: skip
-        describe_unit(outline, f"{name}.project", inner, out, at, block=block, skip="project" in skips)
+        describe_unit(outline, f"{name}.project", inner, out, at, block=block, kind=kind, skip="project" in skips)
         if stride == 1 and width == out:
             outline.grid(f"{name}.add", out, at, block)
 
     def _describe_head(self, outline: Outline, width: int, at: int) -> None:
-        describe_unit(outline, "head", width, self.head, at, block=Block("head"), skip="expansion" in self.flexconn)
+        skip, kind = "expansion" in self.flexconn, str(self.unit["block"])
+        describe_unit(outline, "head", width, self.head, at, block=Block("head"), kind=kind, skip=skip)
 
     def torchvision_names(self) -> Mapping[str, str]:
         """Return nothing: torchvision has no network of these blocks."""
@@ -231,12 +234,14 @@ class BasqMobileNetV1Space(MobileNetV1Space):
 
     def _describe_block(self, outline: Outline, block: Block, width: Size, out: Size, stride: int, at: int) -> None:
         skips = self._skips(*(max(outline.values(size))[0] for size in (width, out)))
-        depthwise = f"{block.name}.depthwise"
+        depthwise, kind = f"{block.name}.depthwise", str(self.unit["block"])
         describe_unit(
-            outline, depthwise, width, width, at, block=block, skip="depthwise" in skips,
+            outline, depthwise, width, width, at, block=block, kind=kind, skip="depthwise" in skips,
             kernel=Size.knob(f"{block.name}.kernel"), stride=stride, depthwise=True, branch=depthwise,
         )  # fmt: skip
-        describe_unit(outline, f"{block.name}.pointwise", width, out, at, block=block, skip="pointwise" in skips)
+        describe_unit(
+            outline, f"{block.name}.pointwise", width, out, at, block=block, kind=kind, skip="pointwise" in skips
+        )
 
     def _describe_pool(self, outline: Outline, width: Size, at: int) -> None:
         """Add nothing: what is pooled was normalised last, and is on a grid."""
@@ -289,16 +294,24 @@ class _LowBitResNet(ResNetSpace):
     def _describe_block(
         self, outline: Outline, block: Block, width: Size, out: Size, stride: int, at: int, shortcut: str
     ) -> None:
+        name, kind = block.name, str(self.unit["block"])
         if self._preactivation:
-            super()._describe_block(outline, block, width, out, stride, at, shortcut)
+            outline.layer(
+                f"{name}.conv1", width, out, at, kernel=3, stride=stride, block=block, branch=name,
+                float_norms=("input",),
+            )  # fmt: skip
+            outline.layer(f"{name}.conv2", out, out, at, kernel=3, block=block, branch=name, norm=False)
+            outline.grid(f"{name}.conv2.out", out, at, block)
+            self._describe_sum(outline, block, width, out, stride, at, shortcut)
             return
-        name = block.name
-        describe_unit(outline, f"{name}.conv1", width, out, at, block=block, kernel=3, stride=stride, branch=name)
-        describe_unit(outline, f"{name}.conv2", out, out, at, block=block, kernel=3, branch=name)
+        describe_unit(
+            outline, f"{name}.conv1", width, out, at, block=block, kind=kind, kernel=3, stride=stride, branch=name
+        )
+        describe_unit(outline, f"{name}.conv2", out, out, at, block=block, kind=kind, kernel=3, branch=name)
 
     def _describe_pool(self, outline: Outline, width: Size, at: int) -> None:
         if self._preactivation:  # the last sum is normalised once more
-            outline.grid("pool", width, at)
+            outline.grid("pool", width, at, float_norms=("input",))
 
     def torchvision_names(self) -> Mapping[str, str]:
         """Return nothing: torchvision has no network of these blocks."""

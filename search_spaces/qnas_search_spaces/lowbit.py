@@ -72,6 +72,7 @@ def describe_unit(
     at: int,
     *,
     block: Block,
+    kind: str = "new",
     skip: bool = True,
     kernel: int | Size = 1,
     stride: int = 1,
@@ -85,14 +86,16 @@ def describe_unit(
         in_channels, out_channels: active ones.
         at: by how much the image is larger than the unit's output.
         block: that it belongs to.
+        kind: of block.
         skip: whether there is one.
         kernel, stride, depthwise: of the convolution.
         branch: name under which quantizers of its input may offer branches.
     """
     before, after = (n if isinstance(n, Size) else Size.fixed(n) for n in (in_channels, out_channels))
     outline.layer(
-        name, before, after, at, kernel=kernel, stride=stride, depthwise=depthwise, block=block, branch=branch
-    )
+        name, before, after, at, kernel=kernel, stride=stride, depthwise=depthwise, block=block, branch=branch,
+        float_norms=("input", "output") if kind == "new" else ("output",),
+    )  # fmt: skip
     outline.grid(f"{name}.out", after, at, block)
     if skip:
         labels = tuple(dict.fromkeys((*before.labels, *after.labels)))

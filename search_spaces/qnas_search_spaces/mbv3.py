@@ -167,7 +167,7 @@ class MobileNetV3Space(SearchSpace):
         if not relu:
             outline.grid("head.out", shape.head, at)
         outline.grid("pool", shape.head, at)
-        outline.layer("features", shape.head, shape.features, 0)
+        outline.layer("features", shape.head, shape.features, 0, norm=False)
         if not relu:
             outline.grid("features.out", shape.features, 0)
         outline.layer("classifier", shape.features, num_classes, 0, kind="linear", bits=edge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from qnas.layers import LayerSpec
 from qnas.space import Condition, Knob, Site, Value
@@ -93,6 +94,8 @@ class Outline:
         bits: int | None = None,
         block: Block | None = None,
         branch: str | None = None,
+        norm: bool = True,
+        float_norms: Sequence[str] = (),
         only_if: Size | None = None,
     ) -> None:
         """Add a site.
@@ -107,6 +110,8 @@ class Outline:
             bits: of weights and activations; ``None`` leaves them to the scheme.
             block: that it belongs to.
             branch: name under which quantizers of its input may offer branches.
+            norm: whether batch normalisation follows.
+            float_norms: of ``input`` and ``output``, what has a batch normalisation that stands alone.
             only_if: 0 for the samples that leave the site out; ``None`` where the block alone decides.
         """
         c_in, c_out, k = (n if isinstance(n, Size) else Size.fixed(n) for n in (in_channels, out_channels, kernel))
@@ -120,7 +125,11 @@ class Outline:
                 return None
             channels = c_in.of(sample)
             groups = channels if depthwise else 1
-            spec = LayerSpec(name, kind, channels, c_out.of(sample), k.of(sample), stride, groups)
+            ends = {"input": channels, "output": c_out.of(sample)}
+            alone = sum(ends[end] for end in float_norms)
+            spec = LayerSpec(
+                name, kind, channels, ends["output"], k.of(sample), stride, groups, normalised=norm, float_norms=alone
+            )
             return resized(spec, sample, at)
 
         labels = (*(("resolution",) if at else ()), *depth, *c_in.labels, *c_out.labels, *k.labels, *needed.labels)
@@ -135,11 +144,10 @@ class Outline:
         channels: int | Size,
         at: int,
         block: Block | None = None,
-        *,
-        only_if: Size | None = None,
+        **options: Any,
     ) -> None:
-        """Add a site that only puts a tensor on a grid of ``edge_bits``."""
-        self.layer(name, channels, channels, at, kind="quantize", bits=self.edge_bits, block=block, only_if=only_if)
+        """Add a site that only puts a tensor on a grid of ``edge_bits``; ``options`` are those of :meth:`layer`."""
+        self.layer(name, channels, channels, at, kind="quantize", bits=self.edge_bits, block=block, **options)
 
     def values(self, *sizes: Size) -> set[tuple[int, ...]]:
         """Return what sizes are together, over all choices of the knobs that they read."""

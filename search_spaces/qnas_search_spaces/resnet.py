@@ -173,6 +173,13 @@ class ResNetSpace(SearchSpace):
             outline.layer(f"{name}.conv1", width, out, at, kernel=3, stride=stride, block=block, branch=name)
             outline.layer(f"{name}.conv2", out, out, at, kernel=3, block=block, branch=name)
             outline.grid(f"{name}.conv2.out", out, at, block)
+        self._describe_sum(outline, block, width, out, stride, at, shortcut)
+
+    def _describe_sum(
+        self, outline: Outline, block: Block, width: Size, out: Size, stride: int, at: int, shortcut: str
+    ) -> None:
+        """Add the sites of a block's shortcut and sum."""
+        name = block.name
         if shortcut == "conv":
             outline.layer(f"{name}.downsample", width, out, at, stride=stride, block=block, branch=name)
             outline.grid(f"{name}.downsample.out", out, at, block)

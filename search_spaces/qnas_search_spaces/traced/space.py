@@ -152,8 +152,9 @@ def _sites(node: Node, edge: set[str], edge_bits: int) -> list[Site]:
         layer = node.layer
         kind = "linear" if layer.kind == "linear" else "conv"
         spec = LayerSpec(
-            node.name, kind, layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.groups, node.size
-        )
+            node.name, kind, layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.groups, node.size,
+            normalised=layer.norm is not None,
+        )  # fmt: skip
         bits = edge_bits if node.name in edge or layer.kind == "norm" else None
 
     def describe(sample: Mapping[str, Value]) -> LayerSpec:
