@@ -2,15 +2,15 @@
 
     python benchmarks/reproduce/quantnas_detection.py [--data CIFAR10] [--work FOLDER] [--seeds 0,1,2] [--quick]
 
-A supernet (mbv3 without squeeze-excite, ReLU) is trained in float, then with all layers at 8 bits, one scale a tensor,
-folded with batch statistics, and searched for the best subnet within half of the largest one's BitOPs:
+On the supernets of ``quantnas.py`` (with the same ``--work`` they are not trained again): all layers at 8 bits, folded
+with batch statistics; each is searched for the best subnet within half of the largest one's BitOPs:
 
-- ``shared``: one learned scale a layer, whatever the subnet (BatchQuant's way);
-- ``predicted``: a scale that is predicted for each subnet (the paper's).
+- ``shared``: one learned scale a layer, whatever the subnet (``shared-8`` there);
+- ``predicted``: a scale that is predicted for each subnet (the paper's, ``predicted-8`` there).
 
 Each chosen subnet, as the search left it, becomes the backbone of a RetinaNet on scenes that are composed of the same
-images; ``float`` is the architecture that ``shared`` chose with the weights of its supernet's float stage. All have the
-same head, scenes and epochs.
+images; ``float`` is the architecture that ``shared`` chose with the weights of the float supernet that both started
+from. All have the same head, scenes and epochs.
 
 Every part stops and goes on like any run. JSON and tables are written when a seed is done. ``--quick`` asks whether it
 runs: one seed, few images and epochs.
@@ -24,60 +24,33 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import quantnas
 import shared
 
-from qnas.choice import Choice, find
+from qnas.choice import Choice
 from qnas.costs import sample_costs
 from qnas.detect import DetectSettings
 from qnas.layers import FLOAT_BITS
 from qnas.run import Run
 
-BITS = 8
-EPOCHS = {"float": 8, "quantized": 13, "detector": 15}
-EVALUATIONS = 60
+EPOCHS = 12
+EVALUATIONS = 40
 BUDGET = 0.5  # of the largest subnet's BitOPs
-SCENES = {"train": 2000, "search": 500, "test": 1000}
-ARMS = {"shared": "lsq", "predicted": "scale-predictor"}  # quantizers of the weights
+SCENES = {"train": 1500, "search": 300, "test": 1000}
+PIXELS = 48  # of a scene
+ARMS = {"shared": "shared-8", "predicted": "predicted-8"}  # of quantnas.py
 NAMES = {"float": "float", "shared": "shared scale", "predicted": "predicted scale"}
 METRICS = ("mAP", "mAP50", "mAP75")
 
 
-def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
-    """Return the configuration of an arm."""
-    quick = {"depths": (1,), "kernels": (3, 5), "expansions": (3, 4)} if args.quick else {}
-    names = ("float", "quantized")
-    stages = [
-        {"name": name, "epochs": 1 if args.quick else EPOCHS[name], "lr": 6e-3, "quantize": name != "float"}
-        for name in names
-    ]
-    return {
-        "seed": seed,
-        "threads": 1,
-        "data": shared.images(args, image_size=24),
-        "space": {"name": "mbv3", "options": {"se": False, "act": "relu", **quick}},
-        "quantization": {
-            "act_quantizer": "lsq",
-            "w_bits": [BITS],
-            "a_bits": [BITS],
-            "folding": "batch",
-            "weight_quantizer": ARMS[arm],
-        },
-        "train": {"stages": stages, "batch_size": 256 if args.quick else 64},
-        "search": {"evaluations": 4 if args.quick else EVALUATIONS},
-    }
-
-
-def searched(args: argparse.Namespace, seed: int, arm: str) -> Run:
-    """Return the run of an arm, trained and searched within the budget."""
-    run = shared.opened(args.work / f"{arm}-{seed}", lambda: settings(args, seed, arm))
-    run.train()
-    if not run.fronts():
-        largest = sample_costs(run.space, {"bitops": run.registry.load("cost", "bitops")}, run.space.highest())[
-            "bitops"
-        ]
-        within = run.config.search.model_copy(update={"constraints": (f"bitops<={BUDGET * largest:.0f}",)})
-        run.search(run.config.model_copy(update={"search": within}))
-    return run
+def searched(run: Run, quick: bool) -> Choice:
+    """Return the subnet that a search within the budget chooses."""
+    costs = {"bitops": run.registry.load("cost", "bitops")}
+    largest = sample_costs(run.space, costs, run.space.highest())["bitops"]
+    within = {"constraints": (f"bitops<={BUDGET * largest:.0f}",), "evaluations": 4 if quick else EVALUATIONS}
+    front = run.search(run.config.model_copy(update={"search": run.config.search.model_copy(update=within)}))
+    chosen = next(point for point in front["points"] if point["key"] == front["chosen"])
+    return Choice(chosen["sample"], front["stage"])
 
 
 def detector(args: argparse.Namespace, run: Run, choice: Choice) -> dict[str, Any]:
@@ -85,8 +58,8 @@ def detector(args: argparse.Namespace, run: Run, choice: Choice) -> dict[str, An
     few = {"train": 100, "search": 20, "test": 20}
     made = DetectSettings(
         data_options=few if args.quick else SCENES,
-        image_size=32 if args.quick else 64,
-        epochs=2 if args.quick else EPOCHS["detector"],
+        image_size=32 if args.quick else PIXELS,
+        epochs=2 if args.quick else EPOCHS,
         task_options={"width": 8, "depth": 1, "octaves": 1} if args.quick else {},
     )
     result = run.detect(choice, made)
@@ -113,17 +86,16 @@ def in_float(run: Run, choice: Choice) -> Choice:
 def reproduce(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return the three detectors of one seed."""
     found: dict[str, Any] = {}
-    for arm in ARMS:
-        with searched(args, seed, arm) as run:
-            choice = find(run, None)
-            folder = run.store.path
+    with quantnas.trained(args, seed, "base")[0] as base:
+        for arm, name in ARMS.items():
+            with quantnas.trained(args, seed, name)[0] as run:
+                file = run.store.path / "detector.json"
+                choice = searched(run, args.quick)
+                found[arm] = shared.stored(file, lambda run=run, choice=choice: detector(args, run, choice))  # type: ignore[misc]
             if arm == "shared":
-                found["float"] = shared.stored(
-                    folder / "float.json", lambda run=run, choice=choice: detector(args, run, in_float(run, choice))
-                )  # type: ignore[misc]
-            found[arm] = shared.stored(
-                folder / "detector.json", lambda run=run, choice=choice: detector(args, run, choice)
-            )  # type: ignore[misc]
+                again = in_float(run, choice)
+                file = base.store.path / "detector.json"
+                found["float"] = shared.stored(file, lambda choice=again: detector(args, base, choice))  # type: ignore[misc]
     return found
 
 
