@@ -34,7 +34,7 @@ def sizes(quick: bool) -> Mapping[str, int]:
     """Return how many subnets, images and steps the parts take."""
     if quick:
         return {"similar": 4, "ranks": 4, "tuned": 2, "tuning steps": 4, "front": 6}
-    return {"similar": 50, "ranks": 60, "tuned": 10, "tuning steps": 100, "front": 200}
+    return {"similar": 50, "ranks": 60, "tuned": 10, "tuning steps": 100, "front": 60}
 
 
 # --- statistics of subnets (Fig. 4, 5) -------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def front(run: Run, quick: bool) -> Json:
                 "strategy": "evolution",
                 "objectives": ["accuracy", "latency_ms"],
                 "evaluations": sizes(quick)["front"],
-                "options": {"mutation_probability": 0.2, "mutation_share": 0.75, "population": 5 if quick else 40},
+                "options": {"mutation_probability": 0.2, "mutation_share": 0.75, "population": 5 if quick else 15},
             }
         },
     )
