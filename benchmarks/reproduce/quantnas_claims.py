@@ -330,7 +330,32 @@ def summary(seeds: Mapping[str, Any]) -> Json:
         ):
             if values:
                 found[part][name] = {key: shared.interval([value[key] for value in values]) for key in values[0]}
+    found["differences"] = _differences(seeds)
     return found
+
+
+PAIRS = (("moving-8", "shared-8"), ("predicted-8", "shared-8"), ("predicted-4", "shared-4"))
+
+
+def _differences(seeds: Mapping[str, Any]) -> Json:
+    """Return, seed by seed, how arms differ: loss of the largest subnet, mean accuracy of the random ones, tau."""
+    found = {}
+    for one, other in PAIRS:
+        both = [seed["arms"] for seed in seeds.values() if {one, other} <= set(seed["arms"])]
+        both = [arms for arms in both if "ranks" in arms[one] and "ranks" in arms[other]]
+        if not both:
+            continue
+        numbers = [(_compared(arms[one]), _compared(arms[other])) for arms in both]
+        found[f"{one} - {other}"] = {
+            key: shared.interval([a[key] - b[key] for a, b in numbers]) for key in ("loss", "accuracy", "tau")
+        }
+    return found
+
+
+def _compared(entry: Json) -> Json:
+    means = _ranks_means(entry["ranks"])
+    loss = entry["history"][-1]["losses"][0]
+    return {"loss": loss, "accuracy": means["accuracy, given"], "tau": means["tau, given, tuned"]}
 
 
 def _names(seeds: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ def markdown(value: Json) -> str:
         ("Standard deviations of subnets (Fig. 4, 5)", _statistics(summary["statistics"])),
         ("Scales (Sec. 3.2, Fig. 10)", _scales(summary["scales"])),
         ("Ranks of random subnets", _ranks(value["seeds"], summary["ranks"])),
+        ("Differences between arms, seed by seed", _differences(summary["differences"])),
         ("Fronts of accuracy and measured latency", _fronts(value["seeds"], summary["fronts"])),
     ]
     return "\n".join(f"### {title}\n\n{text}\n" for title, text in parts if text)
@@ -71,8 +72,16 @@ def _ranks(seeds: Json, summary: Json) -> str:
                 cells = (f"{tau[t]['value']:.2f} [{tau[t]['low']:.2f}, {tau[t]['high']:.2f}]" for t in taus)
                 rows.append([f"{arm}, seed {number}", *("" for _ in kinds), *cells])
     header = ["arm", "accuracy, given scales, %", "supernet's, %", "fitted, %", "tuned, %"]
-    header += [f"tau, {said}" for said in ("given, fitted", "supernet's, fitted", "given, tuned", "supernet's, tuned")]
+    header += [f"tau, {kind}" for kind in ("given, fitted", "supernet's, fitted", "given, tuned", "supernet's, tuned")]
     return table(header, rows)
+
+
+def _differences(summary: Json) -> str:
+    rows = [
+        [name, said(entry["loss"]), said(entry["accuracy"], 1, 100), said(entry["tau"], 2)]
+        for name, entry in summary.items()
+    ]
+    return table(["arms", "loss of the largest", "accuracy of random subnets, points", "tau against tuned"], rows)
 
 
 def _fronts(seeds: Json, summary: Json) -> str:

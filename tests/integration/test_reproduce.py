@@ -102,7 +102,7 @@ def test_quantnas(tmp_path):
     shared = found["shared-8"]["ranks"]["accuracies"]
     assert shared["given"] == shared["shared"]  # a learned scale is one for all subnets
     assert found["predicted-8"]["front"]["points"]
-    assert (tmp_path / "out.md").read_text().count("### ") == 5
+    assert (tmp_path / "out.md").read_text().count("### ") == 6
 
 
 def test_quantnas_detection(tmp_path):
